@@ -1,0 +1,48 @@
+"""What every `components/<stage>/__main__.py` shares: one optional argument, one clear error, peak memory and time."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mrse import config
+from mrse.errors import MrseError
+from mrse.progress import say
+
+
+def run(stage: str, body: Callable[[config.Params, Path], str]) -> None:
+    """Run one stage and exit: 0 when it is done, 1 with a one-message reason when it is not.
+
+    Args:
+        stage: the stage's name in `dvc.yaml`.
+        body: takes the parameters and the workspace folder, reads and writes files under it as `dvc.yaml` declares, and
+            returns one sentence on what it did.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m components.{stage}")
+    parser.add_argument("--workspace", type=Path, default=Path("."), help="folder that holds params.yaml and data/")
+    workspace: Path = parser.parse_args().workspace
+    started = time.perf_counter()
+    try:
+        summary = body(config.load(workspace / "params.yaml"), workspace)
+    except MrseError as error:
+        print(f"{stage}: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    say(f"{stage}: {summary} ({time.perf_counter() - started:.1f} s, peak {peak_mib:.0f} MiB)")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as readable JSON with sorted keys; the folder is made when missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """Read what `write_json` wrote."""
+    return json.loads(path.read_text(encoding="utf-8"))

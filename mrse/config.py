@@ -1,0 +1,355 @@
+"""`params.yaml` as typed, validated objects: one class per stage, and an unknown key is an error.
+
+A stage reads its own section only (`load("params.yaml").gate`), so an edit of one section re-runs only that stage and
+those after it. Nothing here reads data or imports a heavy library: loading costs milliseconds.
+"""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from mrse.errors import ConfigError
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[int, Field(gt=0)]
+NonNegative = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0.0)]
+
+
+class Section(BaseModel):
+    """A part of `params.yaml`. Unknown keys, wrong types and NaN are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class FilesConfig(Section):
+    """A shop's own tables: Parquet files or folders at any fsspec URI (`source: files`)."""
+
+    items: str | None = None
+    events: str | None = None
+    judgments: str | None = None
+    image_root: str | None = None
+
+
+class SnapshotConfig(Section):
+    """Which source and which window of days `[end - days, end)` (UTC) a run works on."""
+
+    source: Literal["marketplace", "files"] = "marketplace"
+    end: date
+    days: Positive = 14
+    files: FilesConfig = FilesConfig()
+
+    @property
+    def start(self) -> datetime:
+        """First instant of the window, UTC."""
+        return self.stop - timedelta(days=self.days)
+
+    @property
+    def stop(self) -> datetime:
+        """First instant after the window, UTC."""
+        return datetime(self.end.year, self.end.month, self.end.day, tzinfo=UTC)
+
+    @model_validator(mode="after")
+    def _files_has_items(self) -> Self:
+        if self.source == "files" and self.files.items is None:
+            raise ValueError("files.items: needed when source is 'files'")
+        return self
+
+
+class DriftConfig(Section):
+    """Bounds on the change against the previous snapshot (population stability index, Jensen-Shannon)."""
+
+    enabled: bool = True
+    max_psi: PositiveFloat = 0.5
+    max_js: Share = 0.3
+
+
+class ValidateConfig(Section):
+    """What stops a run and what is set aside (`validate_logs`)."""
+
+    max_quarantined: Share = 0.05
+    max_quarantined_by_reason: dict[str, Share] = {}
+    min_items: Positive = 10
+    max_title_chars: Positive = 2000
+    max_image_pixels: Positive = 50_000_000
+    max_user_share: Share = 0.2
+    max_missing_days: NonNegative = 0
+    drift: DriftConfig = DriftConfig()
+
+
+class ProfilesConfig(Section):
+    """How histories, item profiles, training examples and the time split are made (`build_profiles`)."""
+
+    history_length: Positive = 20
+    item_queries: Positive = 8
+    co_items: Positive = 10
+    warmup_days: NonNegative = 4
+    refresh_days: Positive = 2
+    valid_days: NonNegative = 1
+    test_days: Positive = 2
+    popularity_half_life_days: PositiveFloat = 7.0
+    hard_negatives: NonNegative = 5
+    low_relevance: Share = 0.35
+    positive_grade: Share = 0.7
+    negative_grade: Share = 0.2
+    judged_valid_share: Share = 0.1
+    judged_test_share: Share = 0.2
+    action_weights: dict[Literal["click", "add_to_cart", "order"], PositiveFloat] = {
+        "click": 1.0,
+        "add_to_cart": 2.0,
+        "order": 3.0,
+    }
+    memory_limit: str = "2GB"
+
+
+class ImageEncoderConfig(Section):
+    """The frozen image encoder: any Hugging Face vision model, or a compact ViT pre-trained on the catalogue."""
+
+    name: str | None = None
+    image_size: Positive = 64
+    patch_size: Positive = 8
+    dim: Positive = 128
+    depth: Positive = 4
+    heads: Positive = 4
+    tokens: Positive = 5
+    pretrain_steps: NonNegative = 500
+    pretrain_batch: Positive = 128
+    learning_rate: PositiveFloat = 1e-3
+
+
+class FeaturesConfig(Section):
+    """Tokeniser, subword vectors and image features (`build_features`)."""
+
+    seed: int = 0
+    vocab_size: Positive = 6000
+    text_encoder: str | None = None
+    subword_buckets: Positive = 50_000
+    subword_min_n: Positive = 3
+    subword_max_n: Positive = 5
+    image_encoder: ImageEncoderConfig = ImageEncoderConfig()
+
+
+class ExpertsConfig(Section):
+    """Which experts are on. Switching one off is an ablation."""
+
+    vbert: bool = True
+    ftatt: bool = True
+    light_bert: bool = True
+
+    @model_validator(mode="after")
+    def _one_is_on(self) -> Self:
+        if not (self.vbert or self.ftatt or self.light_bert):
+            raise ValueError("at least one expert must be on")
+        return self
+
+
+class ModelConfig(Section):
+    """Sizes and switches of the towers."""
+
+    dim: Positive = 128
+    hidden: Positive = 128
+    heads: Positive = 4
+    layers: Positive = 2
+    dropout: Share = 0.1
+    query_length: Positive = 16
+    title_length: Positive = 32
+    experts: ExpertsConfig = ExpertsConfig()
+    user_history: bool = True
+    item_history: bool = True
+    preferences: bool = True
+    images: bool = True
+    modality_dropout: Share = 0.1
+
+
+class LossConfig(Section):
+    """Hybrid loss = alpha * MNSCE + beta * HNST."""
+
+    alpha: Annotated[float, Field(ge=0.0)] = 1.0
+    beta: Annotated[float, Field(ge=0.0)] = 0.5
+    temperature: PositiveFloat = 0.05
+    margin: PositiveFloat = 0.1
+    logq: bool = True
+    catalogue_negatives: NonNegative = 256
+    hard_negatives: NonNegative = 2
+
+    @model_validator(mode="after")
+    def _some_loss(self) -> Self:
+        if self.alpha == 0 and self.beta == 0:
+            raise ValueError("alpha and beta are both 0: there is no loss to train on")
+        return self
+
+
+class TrainConfig(Section):
+    """The challenger: model, loss, two phases of training (`train`)."""
+
+    seed: int = 0
+    align_steps: NonNegative = 400
+    fuse_steps: Positive = 800
+    batch_size: Positive = 128
+    learning_rate: PositiveFloat = 1e-3
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
+    warmup_share: Share = 0.05
+    bank_refresh_steps: Positive = 200
+    eval_every: Positive = 200
+    checkpoint_every: Positive = 200
+    min_expert_share: Share = 0.01
+    model: ModelConfig = ModelConfig()
+    loss: LossConfig = LossConfig()
+
+
+class GateConfig(Section):
+    """When a challenger is worth an online A/B test (`gate`)."""
+
+    primary: Literal["recall", "rele", "ndcg", "mrr", "hit"] = "recall"
+    k: Positive = 50
+    requests: Literal["auto", "events", "judgments"] = "auto"
+    relevant_grade: Share = 0.7
+    delta: Annotated[float, Field(ge=0.0)] = 0.005
+    alpha: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.05
+    resamples: Annotated[int, Field(ge=100)] = 10_000
+    min_requests: Positive = 100
+    max_requests: Positive = 20_000
+    seed: int = 0
+    guardrails: dict[str, Annotated[float, Field(ge=0.0)]] = {"head": 0.02, "tail": 0.02}
+    min_slice: Positive = 50
+
+
+class VerifyConfig(Section):
+    """What a new collection must show before it may go live."""
+
+    queries: Positive = 200
+    recall_k: Positive = 10
+    min_recall_mean: Share = 0.95
+    min_recall_p5: Share = 0.7
+
+
+class IndexConfig(Section):
+    """Type and parameters of the Milvus index (`build_index`)."""
+
+    type: Literal["HNSW", "IVF_FLAT", "FLAT", "AUTOINDEX"] = "HNSW"
+    build: dict[str, int] = {"M": 16, "efConstruction": 200}
+    search: dict[str, int] = {"ef": 128}
+    batch_size: Positive = 2000
+    verify: VerifyConfig = VerifyConfig()
+
+
+class SwapConfig(Section):
+    """Going live (`swap_index`)."""
+
+    keep_last: Annotated[int, Field(ge=2)] = 3
+    smoke_queries: Positive = 5
+    lease_seconds: Positive = 120
+
+
+class ServicesConfig(Section):
+    """Where Milvus, MLflow and the run-to-run state live. The environment has the last word."""
+
+    milvus_uri: str = ".mrse/milvus.db"
+    mlflow_uri: str = "sqlite:///.mrse/mlflow.db"
+    state_dir: str = ".mrse/state"
+    cache_dir: str = ".mrse/cache"
+
+    def resolved(self) -> ServicesConfig:
+        """These settings with `MRSE_MILVUS_URI`, `MLFLOW_TRACKING_URI`, `MRSE_STATE_DIR`, `MRSE_CACHE_DIR` applied."""
+        return ServicesConfig(
+            milvus_uri=os.environ.get("MRSE_MILVUS_URI") or self.milvus_uri,
+            mlflow_uri=os.environ.get("MLFLOW_TRACKING_URI") or self.mlflow_uri,
+            state_dir=os.environ.get("MRSE_STATE_DIR") or self.state_dir,
+            cache_dir=os.environ.get("MRSE_CACHE_DIR") or self.cache_dir,
+        )
+
+
+class MarketplaceConfig(Section):
+    """The simulated shop (`source: marketplace`). Everything follows from `seed` and the day."""
+
+    seed: int = 7
+    opens: date = date(2026, 1, 1)
+    items: Positive = 5_000
+    shoppers: Positive = 2_000
+    events_per_day: Positive = 21_500
+    image_size: Positive = 64
+    catalogue: str | None = None
+    catalogue_images: str | None = None
+    labels: dict[str, str] = {"type": "article_type", "colour": "colour", "usage": "usage"}
+    new_items_per_day: Share = 0.002
+    new_shoppers_per_day: Share = 0.005
+    missing_attribute: Share = 0.3
+    misspelt_title: Share = 0.03
+    typo_query: Share = 0.08
+    vague_query: Share = 0.25
+
+
+class Params(Section):
+    """The whole of `params.yaml`."""
+
+    snapshot: SnapshotConfig
+    marketplace: MarketplaceConfig = MarketplaceConfig()
+    validate_logs: ValidateConfig = ValidateConfig()
+    build_profiles: ProfilesConfig = ProfilesConfig()
+    build_features: FeaturesConfig = FeaturesConfig()
+    train: TrainConfig = TrainConfig()
+    gate: GateConfig = GateConfig()
+    build_index: IndexConfig = IndexConfig()
+    swap_index: SwapConfig = SwapConfig()
+    services: ServicesConfig = ServicesConfig()
+
+    @field_validator("services")
+    @classmethod
+    def _environment(cls, value: ServicesConfig) -> ServicesConfig:
+        return value.resolved()
+
+    @model_validator(mode="after")
+    def _split_fits_window(self) -> Self:
+        split = self.build_profiles
+        used = split.warmup_days + split.valid_days + split.test_days
+        if used >= self.snapshot.days:
+            raise ValueError(
+                f"build_profiles: warmup_days + valid_days + test_days = {used} leaves no training day "
+                f"in a window of snapshot.days = {self.snapshot.days}"
+            )
+        return self
+
+
+def load(path: str | Path = "params.yaml") -> Params:
+    """Read and validate a parameter file.
+
+    Args:
+        path: a YAML file with the sections of `Params`.
+
+    Raises:
+        ConfigError: the file is missing, is not YAML, or has an unknown key, a wrong type or an impossible value. The
+            message names every offending key.
+    """
+    path = Path(path)
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; run from the project's folder or name the file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    return parse(raw, str(path))
+
+
+def parse(raw: Any, where: str = "params") -> Params:
+    """Validate parameters that are already in memory; see `load`."""
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{where}: expected a mapping of sections, got {type(raw).__name__}")
+    try:
+        return Params.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(where, dict(e)) for e in error.errors())) from None
+
+
+def _explain(where: str, error: dict[str, Any]) -> str:
+    key = ".".join(str(part) for part in error["loc"]) or "(whole file)"
+    if error["type"] == "extra_forbidden":
+        return f"{where}: {key}: unknown key; remove it or check its spelling"
+    message = str(error["msg"]).removeprefix("Value error, ")
+    value = "" if error["type"] == "missing" or not error["loc"] else f" (got {error['input']!r})"
+    return f"{where}: {key}: {message}{value}"
