@@ -1,0 +1,113 @@
+"""`params.yaml` is strict: every mistake is one clear error that names its key."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from mrse import config
+from mrse.errors import ConfigError
+
+ROOT = Path(__file__).parents[2]
+GOOD: dict[str, Any] = {"snapshot": {"end": "2026-03-15"}}
+
+
+def with_value(dotted: str, value: Any) -> dict[str, Any]:
+    raw: dict[str, Any] = {"snapshot": dict(GOOD["snapshot"])}
+    *sections, key = dotted.split(".")
+    target = raw
+    for section in sections:
+        target = target.setdefault(section, {})
+    target[key] = value
+    return raw
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("gate.alhpa", 0.1, "unknown key"),
+        ("gait", {}, "unknown key"),
+        ("gate.alpha", 0.7, "less than 0.5"),
+        ("gate.alpha", "often", "valid number"),
+        ("gate.resamples", 3, "greater than or equal to 100"),
+        ("gate.primary", "accuracy", "'recall'"),
+        ("snapshot.source", "ftp", "'marketplace'"),
+        ("snapshot.end", "yesterday", "valid date"),
+        ("snapshot.days", 0, "greater than 0"),
+        ("train.learning_rate", float("nan"), "finite"),
+        ("train.learning_rate", -1.0, "greater than 0"),
+        ("train.model.experts", {"vbert": False, "ftatt": False, "light_bert": False}, "at least one expert"),
+        ("train.loss", {"alpha": 0, "beta": 0}, "no loss"),
+        ("validate_logs.max_quarantined", 1.5, "less than or equal to 1"),
+        ("swap_index.keep_last", 1, "greater than or equal to 2"),
+        ("snapshot.files", [], "valid dictionary"),
+    ],
+)
+def test_a_wrong_value_is_one_error_that_names_the_key(key: str, value: Any, says: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config.parse(with_value(key, value), "params.yaml")
+    message = str(caught.value)
+    assert says in message
+    assert key in message
+    assert message.startswith("params.yaml: ")
+
+
+def test_every_error_is_listed_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        config.parse({"snapshot": {"end": "2026-03-15", "dys": 3}, "gate": {"alpha": 2}})
+    assert len(str(caught.value).splitlines()) == 2
+
+
+def test_a_window_without_training_days_is_refused() -> None:
+    with pytest.raises(ConfigError, match="leaves no training day"):
+        config.parse({"snapshot": {"end": "2026-03-15", "days": 5}})
+
+
+def test_source_files_needs_items() -> None:
+    with pytest.raises(ConfigError, match=r"files\.items"):
+        config.parse({"snapshot": {"end": "2026-03-15", "source": "files"}})
+
+
+def test_files_that_are_missing_or_broken(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such file"):
+        config.load(tmp_path / "none.yaml")
+    (tmp_path / "bad.yaml").write_text("a: [1", encoding="utf-8")
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        config.load(tmp_path / "bad.yaml")
+    (tmp_path / "list.yaml").write_text("- 1", encoding="utf-8")
+    with pytest.raises(ConfigError, match="expected a mapping"):
+        config.load(tmp_path / "list.yaml")
+
+
+def test_the_environment_has_the_last_word_on_services(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = GOOD | {"services": {"milvus_uri": "http://a:1"}}
+    assert config.parse(raw).services.milvus_uri == "http://a:1"
+    monkeypatch.setenv("MRSE_MILVUS_URI", "http://b:2")
+    assert config.parse(raw).services.milvus_uri == "http://b:2"
+    assert config.parse(GOOD).services.milvus_uri == "http://b:2"
+
+
+def test_params_yaml_hides_no_default() -> None:
+    """DVC re-runs a stage on what `params.yaml` says, so every key must stand there."""
+    path = ROOT / "params.yaml"
+    written = yaml.safe_load(path.read_text(encoding="utf-8"))
+    effective = config.load(path).model_dump(mode="json")
+
+    def missing(want: dict[str, Any], have: dict[str, Any], prefix: str = "") -> list[str]:
+        gaps = []
+        for key, value in want.items():
+            if key not in have:
+                gaps.append(prefix + key)
+            elif isinstance(value, dict) and isinstance(have[key], dict):
+                gaps += missing(value, have[key], f"{prefix}{key}.")
+        return gaps
+
+    assert missing(effective, written) == []
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "params").glob("*.yaml")), ids=lambda path: path.stem)
+def test_ready_variants_load(path: Path) -> None:
+    sections = yaml.safe_load(path.read_text(encoding="utf-8"))
+    config.load(path)
+    assert set(sections) == set(config.Params.model_fields), "DVC wants every section, if only as {}"

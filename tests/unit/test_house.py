@@ -1,0 +1,106 @@
+"""The house stands as DESIGN says: imports run downwards, and pipeline, components and extras agree."""
+
+import ast
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+
+# What each room of the library may import of the others. `config`, `errors`, `progress` are free to all.
+GROUND = {"config", "errors", "progress"}
+MAY_IMPORT = {
+    "data": set(),
+    "validation": {"data"},
+    "profiles": {"data"},
+    "features": {"data"},
+    "model": {"features", "profiles", "data"},
+    "training": {"model", "features", "profiles", "data"},
+    "tracking": set(),
+    "evaluation": {"training", "model", "features", "profiles", "data", "tracking", "component"},
+    "index": {"training", "model", "features", "profiles", "data", "tracking", "component"},
+    "serving": {"index", "evaluation", "model", "features", "profiles", "data", "tracking", "component"},
+    "component": set(),
+}
+FOREIGN = {"airflow", "dvc", "kubernetes", "components", "dags"}
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def room(module: str) -> str | None:
+    parts = module.split(".")
+    return parts[1] if parts[0] == "mrse" and len(parts) > 1 else None
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "mrse").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_run_downwards(path: Path) -> None:
+    modules = imports(path)
+    assert not {module for module in modules if module.split(".")[0] in FOREIGN}
+    here = path.relative_to(ROOT / "mrse").parts[0].removesuffix(".py")
+    if here in {"cli", "__init__"} | GROUND:
+        return
+    allowed = MAY_IMPORT[here] | GROUND | {here}
+    rooms = {p.name.removesuffix(".py") for p in (ROOT / "mrse").iterdir()}
+    assert {room(module) for module in modules} & rooms <= allowed
+
+
+@pytest.mark.parametrize(
+    ("module", "banned"),
+    [
+        ("mrse.config", {"numpy", "pyarrow", "torch", "mlflow"}),
+        ("mrse.data.contract", {"torch", "great_expectations", "mlflow", "pymilvus"}),
+        ("mrse.profiles", {"torch", "great_expectations", "mlflow", "pymilvus"}),
+        ("mrse.model.loss", {"great_expectations", "mlflow", "pymilvus", "ibis", "duckdb"}),
+        ("mrse.cli", {"torch", "great_expectations", "mlflow", "pymilvus", "pyarrow"}),
+    ],
+)
+def test_light_modules_pull_nothing_heavy(module: str, banned: set[str]) -> None:
+    code = f"import sys, {module}; print(','.join(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert not banned & set(done.stdout.strip().split(","))
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_has_its_component(stage: str) -> None:
+    spec = yaml.safe_load((ROOT / "components" / stage / "component.yaml").read_text(encoding="utf-8"))
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    assert spec["name"] == stage
+    assert spec["command"] == STAGES[stage]["cmd"].split()
+    assert spec["image"] == f"mrse-{stage.replace('_', '-')}"
+    assert set(spec["extras"]) <= set(extras)
+    assert {"cpu", "memory"} <= set(spec["resources"])
+    assert spec["retries"] >= 0
+    assert spec["timeout_minutes"] > 0
+
+
+def test_no_component_without_a_stage() -> None:
+    folders = {path.parent.name for path in (ROOT / "components").glob("*/component.yaml")}
+    assert folders == set(STAGES)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_component_says_what_it_takes(stage: str, tmp_path: Path) -> None:
+    """Run alone in an empty folder, a component names the missing file and exits 1 without a traceback."""
+    done = subprocess.run(
+        [sys.executable, "-m", f"components.{stage}", "--workspace", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "params.yaml" in done.stderr
+    assert "Traceback" not in done.stderr
