@@ -82,7 +82,7 @@ class Tokenizer:
 
     The shop's own vocabulary is a byte-level BPE: every script is covered, nothing is ever unknown, and equal texts
     give an equal vocabulary in every process (WordPiece training orders ties by a hash map). With a Hugging Face text
-    encoder it is that model's own tokeniser; `normalise` comes first in both cases, so that case never changes a result.
+    encoder it is that model's own tokeniser. `normalise` comes first in both cases: case never changes a result.
 
     Attributes:
         vocab_size: number of ids; an embedding table needs as many rows.
