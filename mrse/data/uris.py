@@ -1,0 +1,59 @@
+"""Addresses of data: fsspec URIs, chained ones too, where plain paths count from the workspace."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fsspec.core import url_to_fs
+from fsspec.spec import AbstractFileSystem
+
+from mrse.errors import DataError
+
+
+def resolve(uri: str, workspace: Path) -> str:
+    """Make the local path at the end of a URI absolute; leave every other URI as it is.
+
+    >>> resolve("zip://::data/images.zip", Path("/shop"))
+    'zip://::/shop/data/images.zip'
+    >>> resolve("s3://bucket/items", Path("/shop"))
+    's3://bucket/items'
+    """
+    *outer, last = uri.split("::")
+    if "://" not in last:
+        last = str((workspace / Path(last).expanduser()).absolute())
+    return "::".join([*outer, last])
+
+
+def open_system(uri: str, what: str) -> tuple[AbstractFileSystem, str]:
+    """The file system of a resolved URI and the path on it.
+
+    Args:
+        uri: from `resolve`.
+        what: what the URI is for, in messages.
+
+    Raises:
+        DataError: the protocol is unknown, its package is not installed, or an archive in the chain cannot be opened.
+    """
+    try:
+        system, path = url_to_fs(uri)
+    except (ValueError, ImportError, OSError) as error:
+        raise DataError(f"{what}: cannot open {uri}: {error}") from None
+    return system, path
+
+
+def local_path(uri: str) -> Path | None:
+    """The path of a resolved URI that is a plain local file or folder, else None."""
+    if "::" in uri:
+        return None
+    if uri.startswith(("file://", "local://")):
+        return Path(uri.split("://", 1)[1])
+    return None if "://" in uri else Path(uri)
+
+
+def local_archive(uri: str) -> tuple[Path, str] | None:
+    """`(archive, name inside)` of a resolved URI such as `zip://a/1.jpg::/shop/images.zip`, else None."""
+    inner, separator, outer = uri.partition("::")
+    archive = local_path(outer) if separator else None
+    if archive is None or not inner.startswith("zip://"):
+        return None
+    return archive, inner.removeprefix("zip://").strip("/")
