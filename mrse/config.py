@@ -68,17 +68,25 @@ class DriftConfig(Section):
     enabled: bool = True
     max_psi: PositiveFloat = 0.5
     max_js: Share = 0.3
+    min_rows: Positive = 500  # fewer requests (or items) than this in either window: too few to tell drift from noise
 
 
 class ValidateConfig(Section):
-    """What stops a run and what is set aside (`validate_logs`)."""
+    """What stops a run and what is set aside (`validate_logs`).
+
+    `max_quarantined` bounds, per table, the share of rows removed and the share of each repair. A reason named in
+    `max_quarantined_by_reason` is judged by its own bound alone (docs/validation.md lists the reasons).
+    """
 
     max_quarantined: Share = 0.05
     max_quarantined_by_reason: dict[str, Share] = {}
     min_items: Positive = 10
+    max_id_chars: Positive = 256
+    max_query_chars: Positive = 1000
     max_title_chars: Positive = 2000
     max_image_pixels: Positive = 50_000_000
-    max_user_share: Share = 0.2
+    max_user_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.2
+    max_null_user_share: Share = 0.95  # above it (yet below 1: a shop without users) the report warns
     max_missing_days: NonNegative = 0
     drift: DriftConfig = DriftConfig()
 
@@ -155,7 +163,8 @@ class ModelConfig(Section):
     dim: Positive = 128
     hidden: Positive = 128
     heads: Positive = 4
-    layers: Positive = 2
+    layers: Positive = 2  # of Light-Bert; unused with a Hugging Face text encoder
+    vbert_layers: Positive = 1
     dropout: Share = 0.1
     query_length: Positive = 16
     title_length: Positive = 32
@@ -164,7 +173,15 @@ class ModelConfig(Section):
     item_history: bool = True
     preferences: bool = True
     images: bool = True
-    modality_dropout: Share = 0.1
+    modality_dropout: Share = 0.1  # in training: items that lose their picture, and as many that lose their text (VBert)
+    history_dropout: Share = 0.2  # in training: shoppers and items treated as new
+    word_dropout: Share = 0.1  # in training: word pieces hidden from the transformers
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> Self:
+        if self.hidden % self.heads:
+            raise ValueError(f"hidden = {self.hidden} is not a multiple of heads = {self.heads}")
+        return self
 
 
 class LossConfig(Section):
@@ -198,9 +215,23 @@ class TrainConfig(Section):
     bank_refresh_steps: Positive = 200
     eval_every: Positive = 200
     checkpoint_every: Positive = 200
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # of the experts while training; auto: what the CPU is fast at
+    clip: PositiveFloat = 1.0  # largest norm of the gradient
+    expert_learning_rate_share: Share = 0.3  # of learning_rate, for the experts while the fusion is trained
+    self_pairs: Share = 0.25  # of a batch: pairs made from the shop's own titles (crops and typos), not from its logs
+    keep: Literal["best", "last"] = "best"  # by recall on the validation requests; without any, the last
+    valid_k: Positive = 50
+    valid_requests: Positive = 1000  # at most so many validation requests are scored
     min_expert_share: Share = 0.01
+    min_rank: PositiveFloat = 4.0  # effective rank of the item vectors below which they have collapsed
     model: ModelConfig = ModelConfig()
     loss: LossConfig = LossConfig()
+
+
+SliceName = Literal[
+    "head", "torso", "tail", "anonymous", "new_shopper", "known_shopper", "cold_item", "no_image",
+    "typo", "picture", "taste", "short", "long",
+]  # fmt: skip
 
 
 class GateConfig(Section):
@@ -216,8 +247,15 @@ class GateConfig(Section):
     min_requests: Positive = 100
     max_requests: Positive = 20_000
     seed: int = 0
-    guardrails: dict[str, Annotated[float, Field(ge=0.0)]] = {"head": 0.02, "tail": 0.02}
+    # Slice -> how far the primary metric may fall there (absolute): the lower bound of its lift must not pass it.
+    guardrails: dict[SliceName, Annotated[float, Field(ge=0.0)]] = {"head": 0.02, "tail": 0.02}
+    # Guardrails that this shop cannot have (head and tail without a query log): reported as not applicable, not HOLD.
+    not_applicable: list[SliceName] = []
     min_slice: Positive = 50
+    # Fewer shoppers (or queries, where no shopper is known) than this give no interval, hence a HOLD.
+    min_clusters: Annotated[int, Field(ge=2)] = 10
+    # A query is vague when each of its words is in at least this share of the catalogue.
+    vague_share: Share = 0.01
 
 
 class VerifyConfig(Section):
@@ -227,21 +265,54 @@ class VerifyConfig(Section):
     recall_k: Positive = 10
     min_recall_mean: Share = 0.95
     min_recall_p5: Share = 0.7
+    # Stored vectors that are read back and compared with what was embedded.
+    sample: Positive = 200
+
+
+# Per index type: the parameters it takes when built and when searched, with their defaults.
+INDEX_PARAMETERS: dict[str, tuple[dict[str, int], dict[str, int]]] = {
+    "HNSW": ({"M": 16, "efConstruction": 200}, {"ef": 128}),
+    "IVF_FLAT": ({"nlist": 128}, {"nprobe": 16}),
+    "FLAT": ({}, {}),
+    "AUTOINDEX": ({}, {}),
+}
 
 
 class IndexConfig(Section):
-    """Type and parameters of the Milvus index (`build_index`)."""
+    """Type and parameters of the Milvus index (`build_index`). What is not given is the type's default."""
 
     type: Literal["HNSW", "IVF_FLAT", "FLAT", "AUTOINDEX"] = "HNSW"
-    build: dict[str, int] = {"M": 16, "efConstruction": 200}
-    search: dict[str, int] = {"ef": 128}
+    build: dict[str, Positive] = {}
+    search: dict[str, Positive] = {}
     batch_size: Positive = 2000
     verify: VerifyConfig = VerifyConfig()
+
+    @model_validator(mode="after")
+    def _parameters_fit_type(self) -> Self:
+        for name, given, known in zip(
+            ("build", "search"), (self.build, self.search), INDEX_PARAMETERS[self.type], strict=True
+        ):
+            unknown = sorted(set(given) - set(known))
+            if unknown:
+                takes = ", ".join(known) or "no parameters"
+                raise ValueError(f"{name}.{unknown[0]}: unknown for {self.type}, which takes {takes}")
+        return self
+
+    @property
+    def build_params(self) -> dict[str, int]:
+        """Everything the index is built with."""
+        return {**INDEX_PARAMETERS[self.type][0], **self.build}
+
+    @property
+    def search_params(self) -> dict[str, int]:
+        """Everything the index is searched with, in verification and live."""
+        return {**INDEX_PARAMETERS[self.type][1], **self.search}
 
 
 class SwapConfig(Section):
     """Going live (`swap_index`)."""
 
+    # Verified collections that are kept to roll back to, the live one included.
     keep_last: Annotated[int, Field(ge=2)] = 3
     smoke_queries: Positive = 5
     lease_seconds: Positive = 120
@@ -263,6 +334,15 @@ class ServicesConfig(Section):
             state_dir=os.environ.get("MRSE_STATE_DIR") or self.state_dir,
             cache_dir=os.environ.get("MRSE_CACHE_DIR") or self.cache_dir,
         )
+
+    def under(self, workspace: Path) -> ServicesConfig:
+        """These settings with local files and folders resolved against `workspace`, whatever the current folder is."""
+
+        def place(value: str) -> str:
+            prefix = "sqlite:///" if value.startswith("sqlite:///") else ""
+            return value if "://" in value and not prefix else prefix + str((workspace / value[len(prefix) :]).resolve())
+
+        return ServicesConfig(**{name: place(value) for name, value in self})
 
 
 class MarketplaceConfig(Section):
