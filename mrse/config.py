@@ -249,7 +249,7 @@ class GateConfig(Section):
     seed: int = 0
     # Slice -> how far the primary metric may fall there (absolute): the lower bound of its lift must not pass it.
     guardrails: dict[SliceName, Annotated[float, Field(ge=0.0)]] = {"head": 0.02, "tail": 0.02}
-    # Guardrails that this shop cannot have (head and tail without a query log): reported as not applicable, not HOLD.
+    # Guardrails that this shop's data cannot define (head and tail without a query log) and that need not hold it up.
     not_applicable: list[SliceName] = []
     min_slice: Positive = 50
     # Fewer shoppers (or queries, where no shopper is known) than this give no interval, hence a HOLD.
@@ -270,43 +270,37 @@ class VerifyConfig(Section):
 
 
 # Per index type: the parameters it takes when built and when searched, with their defaults.
-INDEX_PARAMETERS: dict[str, tuple[dict[str, int], dict[str, int]]] = {
-    "HNSW": ({"M": 16, "efConstruction": 200}, {"ef": 128}),
-    "IVF_FLAT": ({"nlist": 128}, {"nprobe": 16}),
-    "FLAT": ({}, {}),
-    "AUTOINDEX": ({}, {}),
+INDEX_PARAMETERS: dict[str, dict[str, dict[str, int]]] = {
+    "HNSW": {"build": {"M": 16, "efConstruction": 200}, "search": {"ef": 128}},
+    "IVF_FLAT": {"build": {"nlist": 128}, "search": {"nprobe": 16}},
+    "FLAT": {"build": {}, "search": {}},
+    "AUTOINDEX": {"build": {}, "search": {}},
 }
 
 
 class IndexConfig(Section):
-    """Type and parameters of the Milvus index (`build_index`). What is not given is the type's default."""
+    """Type and parameters of the Milvus index (`build_index`); where they are not given, the type's defaults."""
 
     type: Literal["HNSW", "IVF_FLAT", "FLAT", "AUTOINDEX"] = "HNSW"
-    build: dict[str, Positive] = {}
-    search: dict[str, Positive] = {}
+    build: dict[str, Positive] = INDEX_PARAMETERS["HNSW"]["build"]
+    search: dict[str, Positive] = INDEX_PARAMETERS["HNSW"]["search"]
     batch_size: Positive = 2000
     verify: VerifyConfig = VerifyConfig()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_type(cls, raw: Any) -> Any:
+        known = INDEX_PARAMETERS.get(raw.get("type", "HNSW")) if isinstance(raw, dict) else None
+        return raw if known is None else {**known, **raw}
+
     @model_validator(mode="after")
     def _parameters_fit_type(self) -> Self:
-        for name, given, known in zip(
-            ("build", "search"), (self.build, self.search), INDEX_PARAMETERS[self.type], strict=True
-        ):
-            unknown = sorted(set(given) - set(known))
-            if unknown:
+        for name, given in (("build", self.build), ("search", self.search)):
+            known = INDEX_PARAMETERS[self.type][name]
+            if set(given) != set(known):
                 takes = ", ".join(known) or "no parameters"
-                raise ValueError(f"{name}.{unknown[0]}: unknown for {self.type}, which takes {takes}")
+                raise ValueError(f"{name}: {self.type} takes {takes}, got {', '.join(given) or 'none'}")
         return self
-
-    @property
-    def build_params(self) -> dict[str, int]:
-        """Everything the index is built with."""
-        return {**INDEX_PARAMETERS[self.type][0], **self.build}
-
-    @property
-    def search_params(self) -> dict[str, int]:
-        """Everything the index is searched with, in verification and live."""
-        return {**INDEX_PARAMETERS[self.type][1], **self.search}
 
 
 class SwapConfig(Section):
@@ -340,7 +334,9 @@ class ServicesConfig(Section):
 
         def place(value: str) -> str:
             prefix = "sqlite:///" if value.startswith("sqlite:///") else ""
-            return value if "://" in value and not prefix else prefix + str((workspace / value[len(prefix) :]).resolve())
+            if "://" in value and not prefix:
+                return value
+            return prefix + str((workspace / value[len(prefix) :]).resolve())
 
         return ServicesConfig(**{name: place(value) for name, value in self})
 
@@ -356,13 +352,21 @@ class MarketplaceConfig(Section):
     image_size: Positive = 64
     catalogue: str | None = None
     catalogue_images: str | None = None
-    labels: dict[str, str] = {"type": "article_type", "colour": "colour", "usage": "usage"}
+    labels: dict[Literal["type", "colour", "pattern", "material", "brand", "gender", "usage"], str] = {
+        "type": "article_type",
+        "colour": "colour",
+        "usage": "usage",
+    }
     new_items_per_day: Share = 0.002
     new_shoppers_per_day: Share = 0.005
     missing_attribute: Share = 0.3
     misspelt_title: Share = 0.03
-    typo_query: Share = 0.08
+    stuffed_title: Share = 0.08  # titles with praise, or with colours and types that the item does not have
+    missing_picture: Share = 0.03
+    typo_query: Share = 0.14
     vague_query: Share = 0.25
+    anonymous_sessions: Share = 0.15  # sessions of shoppers who are not logged in
+    exploration: Share = 0.15  # slots that the shop fills from beyond its own ranking
 
 
 class Params(Section):
@@ -377,7 +381,7 @@ class Params(Section):
     gate: GateConfig = GateConfig()
     build_index: IndexConfig = IndexConfig()
     swap_index: SwapConfig = SwapConfig()
-    services: ServicesConfig = ServicesConfig()
+    services: Annotated[ServicesConfig, Field(validate_default=True)] = ServicesConfig()
 
     @field_validator("services")
     @classmethod
