@@ -44,6 +44,8 @@ class SnapshotConfig(Section):
     end: date
     days: Positive = 14
     files: FilesConfig = FilesConfig()
+    # What sorting may hold in memory before it spills to disk.
+    memory_limit: Annotated[str, Field(pattern=r"^[1-9]\d*(MB|GB|MiB|GiB)$")] = "1GB"
 
     @property
     def start(self) -> datetime:

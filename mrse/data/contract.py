@@ -17,7 +17,8 @@ What a shop's own Parquet may look like, and what becomes of it (`conform`):
 | anything else | | an error that names file, column, found type and wanted type |
 
 Columns that the contract does not know are kept, after the contract's own, in the order of their names. The values of
-rows (unknown actions, null ids, NaN prices) are not judged here: `validate_logs` does that.
+rows (unknown actions, null ids, NaN prices) are not judged here: `validate_logs` does that. In events, `dt` is
+no column but the name of the partitions.
 """
 
 from __future__ import annotations
@@ -130,7 +131,8 @@ def conformed_schema(raw: pa.Schema, table: str, where: str) -> pa.Schema:
     for field in wanted:
         if field.name in names and not _fits(raw.field(field.name).type, field.type):
             raise _unfit(where, table, field.name, raw.field(field.name).type, field.type)
-    extras = sorted(name for name in names if name not in wanted.names)
+    partition = {"dt"} if table == "events" else set()
+    extras = sorted(set(names) - set(wanted.names) - partition)
     return pa.schema([*wanted, *(pa.field(name, _plain_type(raw.field(name).type)) for name in extras)])
 
 

@@ -10,7 +10,6 @@ import io
 import os
 import posixpath
 import struct
-import sys
 import threading
 import zipfile
 import zlib
@@ -24,7 +23,7 @@ import numpy as np
 from fsspec.core import url_to_fs
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from mrse.data.uris import local_archive, local_path, open_system, resolve
+from mrse.data.uris import local_archive, local_path, open_system, read_errors, resolve
 from mrse.errors import DataError
 
 Reason = Literal["no_root", "outside_root", "missing", "unreadable", "empty", "too_large", "truncated", "not_an_image"]
@@ -233,15 +232,8 @@ def _read_remote(uri: str) -> bytes:
         data: bytes = system.cat_file(path, start=0, end=MAX_BYTES + 1)
     except (FileNotFoundError, KeyError):
         raise ImageProblem("missing", uri) from None
-    except _remote_errors() as error:
+    except read_errors() as error:
         raise ImageProblem("unreadable", f"{uri}: {error}") from None
     if len(data) > MAX_BYTES:
         raise ImageProblem("too_large", f"{uri} has more than {MAX_BYTES} bytes")
     return data
-
-
-def _remote_errors() -> tuple[type[Exception], ...]:
-    """What reading over a network raises; fsspec lets aiohttp's own errors through, which are no OSErrors."""
-    aiohttp = sys.modules.get("aiohttp")
-    network: tuple[type[Exception], ...] = (aiohttp.ClientError,) if aiohttp else ()
-    return (OSError, ValueError, ImportError, EOFError, zipfile.BadZipFile, zlib.error, *network)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+import zipfile
+import zlib
 from pathlib import Path
 
 from fsspec.core import url_to_fs
@@ -57,3 +60,10 @@ def local_archive(uri: str) -> tuple[Path, str] | None:
     if archive is None or not inner.startswith("zip://"):
         return None
     return archive, inner.removeprefix("zip://").strip("/")
+
+
+def read_errors() -> tuple[type[Exception], ...]:
+    """What a failed read through fsspec raises. It lets aiohttp's own errors through, which are no OSErrors."""
+    aiohttp = sys.modules.get("aiohttp")
+    network: tuple[type[Exception], ...] = (aiohttp.ClientError,) if aiohttp else ()
+    return (OSError, ImportError, EOFError, ValueError, zipfile.BadZipFile, zlib.error, *network)
