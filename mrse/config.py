@@ -20,6 +20,7 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0.0)]
+MemorySize = Annotated[str, Field(pattern=r"^[1-9]\d*(\.\d+)?\s?([KMGT]i?B)$")]
 
 
 class Section(BaseModel):
@@ -99,6 +100,7 @@ class ProfilesConfig(Section):
     history_length: Positive = 20
     item_queries: Positive = 8
     co_items: Positive = 10
+    co_window: Positive = 50  # an item pairs with so many that the shopper engaged with just before it
     warmup_days: NonNegative = 4
     refresh_days: Positive = 2
     valid_days: NonNegative = 1
@@ -115,7 +117,19 @@ class ProfilesConfig(Section):
         "add_to_cart": 2.0,
         "order": 3.0,
     }
-    memory_limit: str = "2GB"
+    memory_limit: MemorySize = "2GB"  # of the engine; beyond it, it spills to disk
+    threads: NonNegative = 0  # 0: every core
+
+    @model_validator(mode="after")
+    def _grades_and_shares_fit(self) -> Self:
+        if self.negative_grade >= self.positive_grade:
+            raise ValueError("negative_grade must be below positive_grade")
+        if self.judged_valid_share + self.judged_test_share > 1.0:
+            raise ValueError("judged_valid_share + judged_test_share is more than 1")
+        missing = [name for name in ("click", "add_to_cart", "order") if name not in self.action_weights]
+        if missing:
+            raise ValueError(f"action_weights: no weight for {', '.join(missing)}")
+        return self
 
 
 class ImageEncoderConfig(Section):
@@ -255,7 +269,7 @@ class GateConfig(Section):
     not_applicable: list[SliceName] = []
     min_slice: Positive = 50
     # Fewer shoppers (or queries, where no shopper is known) than this give no interval, hence a HOLD.
-    min_clusters: Annotated[int, Field(ge=2)] = 10
+    min_clusters: Annotated[int, Field(ge=5)] = 10
     # A query is vague when each of its words is in at least this share of the catalogue.
     vague_share: Share = 0.01
 
