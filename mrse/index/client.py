@@ -1,0 +1,415 @@
+"""One way to talk to Milvus, whether it is Milvus Lite in a folder or a server.
+
+Milvus Lite allows one process per folder, so a store is opened, used and closed (`with opened(services) as store`);
+where another process holds it, the error names that process. Every error of Milvus leaves here as a `ServiceError`.
+
+A collection carries a **stamp**, a JSON text in its property `mrse.stamp`: which model and which snapshot it was made
+from, and whether it was verified. Properties come back and can be changed on Milvus Lite 3.2 and on Milvus 2.3.5 alike;
+a description can be written only once, and Milvus Lite forgets it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+from urllib.parse import urlsplit
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mrse.config import IndexConfig, ServicesConfig
+from mrse.errors import IndexFailed, ServiceError
+from mrse.progress import say
+
+ALIAS = "mrse_live"
+PREFIX = "mrse_v"
+METRIC = "IP"  # vectors have length 1, so the inner product is the cosine
+STAMP = "mrse.stamp"
+
+# Bytes that a text field holds, and what happens to longer text: an id fails the build, other text is cut.
+TEXT_BYTES = {"item_id": 512, "title": 2048, "category": 512, "image": 1024}
+FIELDS = ("item_id", "title", "category", "price", "image")
+
+_CALL_SECONDS = 60.0
+_LOAD_SECONDS = 600.0
+_CONNECT_SECONDS = 5.0
+_BUSY_SECONDS = 10.0
+_UNKNOWN = (100, 1600)  # Milvus's codes for an unknown collection and an unknown alias
+_FATAL = (1, 100, 1100, 1600)  # codes of calls that fail again however often they are tried
+_TRIES = 4
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """What a collection was made from, and how far it got.
+
+    Attributes:
+        model_version, model_fingerprint, run_id: the MLflow version, its package's sha256 and its run.
+        snapshot_fingerprint, window_start, window_end: the data (`snapshot.json`).
+        simulated: whether that data was made up.
+        image_root: where the pictures are (`mrse.data.images.ImageStore`).
+        rows, ids_fingerprint, content_fingerprint: the number of items, sha256 over their ids, and over ids, vectors
+            and shown fields.
+        dim, index_type, search_params: how to search it, exactly as it was verified.
+        created: ISO, UTC.
+        state: `building` until verification has passed.
+        previous, since: once it has gone live, the collection that it replaced and the moment.
+    """
+
+    model_version: int
+    model_fingerprint: str
+    run_id: str
+    snapshot_fingerprint: str
+    window_start: str
+    window_end: str
+    simulated: bool
+    image_root: str | None
+    rows: int
+    ids_fingerprint: str
+    content_fingerprint: str
+    dim: int
+    index_type: str
+    search_params: dict[str, int]
+    created: str
+    state: Literal["building", "verified"] = "building"
+    previous: str | None = None
+    since: str | None = None
+
+    def to_json(self) -> str:
+        """One line of JSON."""
+        return json.dumps(self.as_dict(), sort_keys=True, ensure_ascii=True)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The attributes by name."""
+        return asdict(self)
+
+    def with_(self, **changes: Any) -> Stamp:
+        """A copy with some attributes changed."""
+        return replace(self, **changes)
+
+    def identity(self) -> str:
+        """What one build has in common before and after verification and going live."""
+        return self.with_(state="building", previous=None, since=None).to_json()
+
+    def same_build(self, other: Stamp) -> bool:
+        """Whether both describe one and the same build."""
+        return self.identity() == other.identity()
+
+
+def parse_stamp(text: str | None) -> Stamp | None:
+    """The stamp in a property's text; None where there is none or it is not one of ours."""
+    try:
+        return Stamp(**json.loads(text)) if text else None
+    except (ValueError, TypeError):
+        return None
+
+
+@dataclass(frozen=True)
+class Found:
+    """One search result: the item, its stored fields and its score."""
+
+    item_id: str
+    score: float
+    fields: dict[str, Any]
+
+
+@contextmanager
+def opened(services: ServicesConfig, busy_seconds: float = _BUSY_SECONDS) -> Iterator[Store]:
+    """Open Milvus, and close it again whatever happens.
+
+    Args:
+        services: `milvus_uri` is a folder ending in `.db` (Milvus Lite), else the address of a server. A server's token
+            is read from `MRSE_MILVUS_TOKEN`.
+        busy_seconds: how long to wait for another process to let go of Milvus Lite's folder.
+
+    Raises:
+        ServiceError: no server answers, or another process holds the folder; the message names it.
+    """
+    uri = services.milvus_uri
+    client = _connect_lite(Path(uri), busy_seconds) if is_lite(uri) else _connect_server(uri)
+    try:
+        yield Store(client, uri)
+    finally:
+        client.close()
+        if is_lite(uri):
+            # Closing the client leaves the in-process server, and with it the lock, behind.
+            from milvus_lite.server_manager import server_manager_instance
+
+            server_manager_instance.release_server(uri)
+
+
+def exists(services: ServicesConfig) -> bool:
+    """False when Milvus Lite's folder was never made: looking must not make it."""
+    return not is_lite(services.milvus_uri) or Path(services.milvus_uri).is_dir()
+
+
+def is_lite(uri: str) -> bool:
+    """Whether `uri` names a folder of Milvus Lite."""
+    return "://" not in uri
+
+
+class Store:
+    """What MRSE asks of Milvus. Made by `opened`."""
+
+    def __init__(self, client: Any, uri: str) -> None:
+        self._client = client
+        self._uri = uri
+
+    # Collections and their stamps
+
+    def collections(self) -> dict[str, Stamp | None]:
+        """Every collection that MRSE named, with its stamp (None: unreadable)."""
+        names = sorted(n for n in self._call("list_collections") if n.startswith(PREFIX))
+        return {name: self.stamp(name) for name in names}
+
+    def has(self, collection: str) -> bool:
+        """Whether the collection exists."""
+        return bool(self._call("has_collection", collection))
+
+    def stamp(self, collection: str) -> Stamp | None:
+        """The collection's stamp, or None when it has none or does not exist."""
+        described = self._or_none("describe_collection", collection)
+        return None if described is None else parse_stamp(described.get("properties", {}).get(STAMP))
+
+    def write_stamp(self, collection: str, stamp: Stamp) -> None:
+        """Replace the collection's stamp and read it back."""
+        self._call("alter_collection_properties", collection, properties={STAMP: stamp.to_json()})
+        if self.stamp(collection) != stamp:
+            raise ServiceError(f"Milvus at {self._uri} did not keep the stamp of collection {collection}")
+
+    def create(self, collection: str, config: IndexConfig, stamp: Stamp) -> None:
+        """Make an empty collection with its index and stamp."""
+        from pymilvus import DataType
+
+        schema = self._client.create_schema(auto_id=False, enable_dynamic_field=False)
+        for name, size in TEXT_BYTES.items():
+            schema.add_field(name, DataType.VARCHAR, max_length=size, is_primary=name == "item_id")
+        schema.add_field("price", DataType.DOUBLE)
+        schema.add_field("vector", DataType.FLOAT_VECTOR, dim=stamp.dim)
+        index = self._client.prepare_index_params()
+        index.add_index("vector", index_type=config.type, metric_type=METRIC, params=config.build)
+        self._call(
+            "create_collection", collection, schema=schema, index_params=index, properties={STAMP: stamp.to_json()}
+        )
+
+    def drop(self, collection: str) -> None:
+        """Delete a collection. Milvus would also delete one that is live; this refuses to."""
+        if self.aliases(collection):
+            raise IndexFailed(f"collection {collection} is live; it is not deleted")
+        self._call("drop_collection", collection)
+
+    # Rows
+
+    def insert(self, collection: str, rows: list[dict[str, Any]]) -> None:
+        """Write rows, again after a passing failure; a second try replaces what the first one wrote."""
+        self._patiently(lambda last: self._call("insert" if last == 0 else "upsert", collection, rows))
+
+    def load(self, collection: str) -> None:
+        """Seal what was written, wait for the index and make the collection searchable."""
+        self._patiently(lambda _: self._call("flush", collection, timeout=_LOAD_SECONDS))
+        self._patiently(lambda _: self._call("load_collection", collection, timeout=_LOAD_SECONDS))
+
+    def count(self, collection: str) -> int:
+        """The number of rows, as of now."""
+        rows = self._call("query", collection, filter="", output_fields=["count(*)"], consistency_level="Strong")
+        return int(rows[0]["count(*)"])
+
+    def ids(self, collection: str, batch_size: int = 8000) -> Iterator[str]:
+        """Every item id, in batches, in the order of the store."""
+        iterator = self._call(
+            "query_iterator", collection, batch_size=batch_size, output_fields=["item_id"], consistency_level="Strong"
+        )
+        try:
+            while batch := self._translated("query_iterator", iterator.next):
+                yield from (str(row["item_id"]) for row in batch)
+        finally:
+            iterator.close()
+
+    def vectors(self, collection: str, item_ids: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+        """Stored vectors (D,) by item id; ids that are not there are left out."""
+        rows = self._call("get", collection, ids=list(item_ids), output_fields=["item_id", "vector"])
+        return {str(row["item_id"]): np.asarray(row["vector"], dtype=np.float32) for row in rows}
+
+    def search(
+        self,
+        collection: str,
+        vectors_QD: NDArray[np.float32],
+        k: int,
+        search_params: dict[str, int],
+        fields: Sequence[str] = (),
+    ) -> list[list[Found]]:
+        """The nearest items of each query vector: score descending, then item id ascending.
+
+        Args:
+            collection: a collection's name or an alias.
+            vectors_QD: (queries, dim), length 1.
+            k: how many items each; an HNSW list (`ef`) shorter than k is widened to k.
+            search_params: of the index type.
+            fields: stored fields to bring along.
+        """
+        params = dict(search_params)
+        if "ef" in params:
+            params["ef"] = max(params["ef"], k)
+        found = self._call(
+            "search",
+            collection,
+            data=list(vectors_QD),
+            limit=k,
+            output_fields=["item_id", *fields],
+            search_params={"metric_type": METRIC, "params": params},
+        )
+        return [sorted(map(_found, hits), key=lambda hit: (-hit.score, hit.item_id)) for hits in found]
+
+    # Aliases
+
+    def target(self, alias: str = ALIAS) -> str | None:
+        """The collection behind an alias, or None."""
+        described = self._or_none("describe_alias", alias)
+        return None if described is None else str(described["collection_name"])
+
+    def aliases(self, collection: str) -> list[str]:
+        """The aliases of a collection."""
+        return list(self._call("list_aliases", collection)["aliases"])
+
+    def point(self, collection: str | None, alias: str = ALIAS) -> None:
+        """Move an alias to a collection in one call (None: remove it), and read it back."""
+        current = self.target(alias)
+        if current == collection:
+            return
+        if collection is None:
+            self._call("drop_alias", alias)
+        else:
+            self._call("create_alias" if current is None else "alter_alias", collection, alias)
+        if self.target(alias) != collection:
+            raise ServiceError(f"Milvus at {self._uri}: alias {alias} is not where it was moved to ({collection})")
+
+    # Calls
+
+    def _call(self, method: str, *arguments: Any, **options: Any) -> Any:
+        options.setdefault("timeout", _CALL_SECONDS)  # without one, pymilvus tries for many minutes
+        return self._translated(method, lambda: getattr(self._client, method)(*arguments, **options))
+
+    def _or_none(self, method: str, *arguments: Any) -> Any:
+        try:
+            return self._call(method, *arguments)
+        except ServiceError as error:
+            if _code(error.__cause__) in _UNKNOWN:
+                return None
+            raise
+
+    def _translated(self, method: str, call: Callable[[], T]) -> T:
+        from grpc import RpcError
+        from pymilvus.exceptions import MilvusException
+
+        try:
+            return call()
+        except (MilvusException, RpcError) as error:
+            reason = getattr(error, "message", "") or str(error)
+            raise ServiceError(f"Milvus at {self._uri}: {method}: {reason}") from error
+
+    def _patiently(self, attempt: Callable[[int], Any]) -> None:
+        for number in range(_TRIES):
+            try:
+                attempt(number)
+                return
+            except ServiceError as error:
+                if number == _TRIES - 1 or _code(error.__cause__) in _FATAL:
+                    raise
+                say(f"{error}; trying again")
+                time.sleep(2.0**number / 2)
+
+
+def _connect_lite(folder: Path, busy_seconds: float) -> Any:
+    from pymilvus import MilvusClient
+    from pymilvus.exceptions import MilvusException
+
+    if folder.suffix != ".db":
+        raise ServiceError(
+            f"services.milvus_uri: {folder} is neither a server (http://host:19530) nor a folder that ends in .db"
+        )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    _quiet()
+    give_up = time.monotonic() + busy_seconds
+    while True:
+        held_by = holder(folder)
+        if held_by is None:
+            break
+        if time.monotonic() >= give_up:
+            raise ServiceError(
+                f"{folder} is in use by {held_by}; Milvus Lite allows one process at a time. Wait for it or "
+                "stop it, or run `milvus-lite server` and set MRSE_MILVUS_URI to its address"
+            )
+        time.sleep(0.1)
+    try:
+        return MilvusClient(str(folder), timeout=_CONNECT_SECONDS)
+    except MilvusException as error:
+        raise ServiceError(
+            f"{folder}: Milvus Lite cannot open it ({holder(folder) or error.message}); if it is damaged, move it away "
+            "and run the pipeline again"
+        ) from error
+
+
+def _connect_server(uri: str) -> Any:
+    from pymilvus import MilvusClient
+    from pymilvus.exceptions import MilvusException
+
+    _quiet()
+    try:
+        return MilvusClient(uri, token=os.environ.get("MRSE_MILVUS_TOKEN", ""), timeout=_CONNECT_SECONDS)
+    except MilvusException as error:
+        shown = urlsplit(uri)._replace(query="").geturl()
+        raise ServiceError(
+            f"Milvus at {shown} does not answer ({error.message}); is the server up, and is services.milvus_uri "
+            "(MRSE_MILVUS_URI) right?"
+        ) from None
+
+
+def holder(folder: Path) -> str | None:
+    """Who holds Milvus Lite's folder: `process 123 (python -m …)`, or None when it is free."""
+    import fcntl
+
+    lock = folder / "LOCK"
+    if not lock.exists():
+        return None
+    with lock.open("rb") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return None
+        except OSError:
+            inode = os.fstat(handle.fileno()).st_ino
+    return _process_with_lock(inode)
+
+
+def _process_with_lock(inode: int) -> str:
+    """Linux tells who holds a lock; elsewhere, or in another container, the holder stays unnamed."""
+    try:
+        lines = Path("/proc/locks").read_text().splitlines()
+        pid = next(f[4] for f in map(str.split, lines) if f[1] == "FLOCK" and f[5].endswith(f":{inode}"))
+        command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+    except (OSError, StopIteration, IndexError):
+        return "another process"
+    return f"process {pid} ({command[:100]})"
+
+
+def _quiet() -> None:
+    # Both libraries print a traceback for every error that is raised as well.
+    for name in ("pymilvus", "milvus_lite"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def _found(hit: Any) -> Found:
+    fields = dict(hit["entity"])
+    return Found(item_id=str(fields.pop("item_id")), score=float(hit["distance"]), fields=fields)
+
+
+def _code(error: BaseException | None) -> int | None:
+    return getattr(error, "code", None)

@@ -1,0 +1,163 @@
+"""What a new collection must show before it may go live.
+
+The collection is read back and compared with what was embedded: rows, ids, a sample of vectors, and how often the
+approximate search finds what exact search finds, for real queries at the parameters that live search uses. Exact search
+costs queries × items × dim multiplications: 200 queries over a million items take about 10 s and 64 MiB.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mrse.config import VerifyConfig
+from mrse.errors import IndexFailed
+from mrse.index.client import Stamp, Store
+
+# Two scores this close are a tie: the store adds the products up in another order than numpy does.
+SCORE_TOLERANCE = 1e-5
+_VECTOR_TOLERANCE = 1e-6
+_TIMED = 50
+_EXACT_BATCH = 16
+
+
+@dataclass(frozen=True)
+class Recall:
+    """How much of the exact top k the index found, by query."""
+
+    mean: float
+    p5: float
+    by_query: list[float]
+
+
+def ids_fingerprint(item_ids: Iterable[str]) -> str:
+    """sha256 over the ids in their order as sorted text."""
+    digest = hashlib.sha256()
+    for item_id in sorted(item_ids):
+        digest.update(item_id.encode() + b"\n")
+    return digest.hexdigest()
+
+
+def verify(
+    store: Store,
+    collection: str,
+    stamp: Stamp,
+    item_ids: Sequence[str],
+    vectors_ND: NDArray[np.float32],
+    queries_QD: NDArray[np.float32],
+    config: VerifyConfig,
+) -> dict[str, Any]:
+    """Hold a loaded collection against what was embedded.
+
+    Args:
+        stamp: what the collection was asked to be.
+        item_ids, vectors_ND: what was embedded.
+        queries_QD: embedded queries of the held-out days.
+
+    Returns:
+        The figures: rows, sampled vectors, recall (mean, p5), latency of one query in ms (p50, p99).
+
+    Raises:
+        IndexFailed: anything differs, or recall is below its bound.
+    """
+    _check_stamp(store, collection, stamp)
+    _check_rows(store, collection, stamp)
+    sampled = _check_vectors(store, collection, item_ids, vectors_ND, config.sample)
+    k = min(config.recall_k, len(item_ids))
+    recall = ann_recall(store, collection, stamp.search_params, item_ids, vectors_ND, queries_QD, k)
+    for name, value, bound in (
+        ("mean", recall.mean, config.min_recall_mean),
+        ("p5", recall.p5, config.min_recall_p5),
+    ):
+        if value < bound:
+            raise IndexFailed(
+                f"collection {collection}: recall@{k} against exact search, {name} over {len(queries_QD)} queries, is "
+                f"{value:.3f} < {bound:.3f} with {stamp.index_type} {stamp.search_params}; raise build_index.search or "
+                "build_index.build"
+            )
+    return {
+        "rows": stamp.rows,
+        "sampled_vectors": sampled,
+        "queries": len(queries_QD),
+        "k": k,
+        "recall_mean": round(recall.mean, 4),
+        "recall_p5": round(recall.p5, 4),
+        "search_params": stamp.search_params,
+        **_latency(store, collection, stamp.search_params, queries_QD, k),
+    }
+
+
+def ann_recall(
+    store: Store,
+    collection: str,
+    search_params: dict[str, int],
+    item_ids: Sequence[str],
+    vectors_ND: NDArray[np.float32],
+    queries_QD: NDArray[np.float32],
+    k: int,
+) -> Recall:
+    """Recall@k of the index against exact search.
+
+    A found item counts when its exact score reaches the k-th best one: items of equal vectors (the same product listed
+    twice) stand in for one another, and which of them is found says nothing about the index.
+    """
+    row = {item_id: i for i, item_id in enumerate(item_ids)}
+    by_query: list[float] = []
+    for start in range(0, len(queries_QD), _EXACT_BATCH):
+        batch_BD = queries_QD[start : start + _EXACT_BATCH]
+        scores_BN = batch_BD @ vectors_ND.T
+        kth_B = np.partition(scores_BN, -k, axis=1)[:, -k]
+        found = store.search(collection, batch_BD, k, search_params)
+        for scores_N, kth, hits in zip(scores_BN, kth_B, found, strict=True):
+            rows = {row[hit.item_id] for hit in hits if hit.item_id in row}
+            good = sum(scores_N[i] >= kth - SCORE_TOLERANCE for i in rows)
+            by_query.append(float(good) / k)
+    return Recall(mean=float(np.mean(by_query)), p5=float(np.percentile(by_query, 5)), by_query=by_query)
+
+
+def _check_stamp(store: Store, collection: str, stamp: Stamp) -> None:
+    found = store.stamp(collection)
+    if found is None or not found.same_build(stamp):
+        raise IndexFailed(f"collection {collection}: its stamp is not that of this build; is another build running?")
+
+
+def _check_rows(store: Store, collection: str, stamp: Stamp) -> None:
+    count = store.count(collection)
+    if count != stamp.rows:
+        raise IndexFailed(f"collection {collection}: {count} rows, {stamp.rows} were embedded")
+    if ids_fingerprint(store.ids(collection)) != stamp.ids_fingerprint:
+        raise IndexFailed(f"collection {collection}: it holds {count} rows, but not of the items that were embedded")
+
+
+def _check_vectors(
+    store: Store, collection: str, item_ids: Sequence[str], vectors_ND: NDArray[np.float32], sample: int
+) -> int:
+    rows = np.unique(np.linspace(0, len(item_ids) - 1, num=min(sample, len(item_ids)), dtype=np.int64))
+    stored = store.vectors(collection, [item_ids[i] for i in rows])
+    for i in rows:
+        vector_D = stored.get(item_ids[i])
+        if vector_D is None or not np.allclose(vector_D, vectors_ND[i], rtol=0, atol=_VECTOR_TOLERANCE):
+            raise IndexFailed(
+                f"collection {collection}: the stored vector of item {item_ids[i]!r} is not its embedding"
+            )
+    return len(rows)
+
+
+def _latency(
+    store: Store, collection: str, search_params: dict[str, int], queries_QD: NDArray[np.float32], k: int
+) -> dict[str, float]:
+    taken = []
+    for query_D in queries_QD[:_TIMED]:
+        started = time.perf_counter()
+        store.search(collection, query_D[None, :], k, search_params)
+        taken.append(1000 * (time.perf_counter() - started))
+    return {
+        "latency_p50_ms": round(float(np.median(taken)), 2),
+        "latency_p99_ms": round(float(np.percentile(taken, 99)), 2),
+    }
