@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from datetime import UTC, date, datetime, timedelta
+from math import isqrt
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -135,28 +136,48 @@ class ProfilesConfig(Section):
 class ImageEncoderConfig(Section):
     """The frozen image encoder: any Hugging Face vision model, or a compact ViT pre-trained on the catalogue."""
 
+    # A model's name on the hub, or a folder; null: pre-train one. Then only `tokens` of the keys below is used.
     name: str | None = None
     image_size: Positive = 64
-    patch_size: Positive = 8
+    patch_size: Positive = 16
     dim: Positive = 128
     depth: Positive = 4
     heads: Positive = 4
+    # Vectors kept of a picture: one for the whole and a square grid of averages, so 1 + a square number.
     tokens: Positive = 5
     pretrain_steps: NonNegative = 500
     pretrain_batch: Positive = 128
-    learning_rate: PositiveFloat = 1e-3
+    learning_rate: PositiveFloat = 2e-3
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> Self:
+        if isqrt(self.tokens - 1) ** 2 != self.tokens - 1:
+            raise ValueError(f"tokens = {self.tokens} is not 1 + a square number (1, 2, 5, 10, 17, ...)")
+        if self.image_size % self.patch_size:
+            raise ValueError(f"image_size = {self.image_size} is not a multiple of patch_size = {self.patch_size}")
+        if self.dim % self.heads:
+            raise ValueError(f"dim = {self.dim} is not a multiple of heads = {self.heads}")
+        return self
 
 
 class FeaturesConfig(Section):
     """Tokeniser, subword vectors and image features (`build_features`)."""
 
     seed: int = 0
-    vocab_size: Positive = 6000
+    # The least is the special tokens and the 256 bytes.
+    vocab_size: Annotated[int, Field(ge=300)] = 6000
+    # A Hugging Face text encoder by name or folder: its tokeniser is used here, its weights by `train`.
     text_encoder: str | None = None
     subword_buckets: Positive = 50_000
     subword_min_n: Positive = 3
     subword_max_n: Positive = 5
     image_encoder: ImageEncoderConfig = ImageEncoderConfig()
+
+    @model_validator(mode="after")
+    def _ngrams_fit(self) -> Self:
+        if self.subword_min_n > self.subword_max_n:
+            raise ValueError(f"subword_min_n = {self.subword_min_n} is above subword_max_n = {self.subword_max_n}")
+        return self
 
 
 class ExpertsConfig(Section):
@@ -379,7 +400,7 @@ class MarketplaceConfig(Section):
     misspelt_title: Share = 0.03
     stuffed_title: Share = 0.08  # titles with praise, or with colours and types that the item does not have
     missing_picture: Share = 0.03
-    typo_query: Share = 0.14
+    typo_query: Share = 0.16
     vague_query: Share = 0.25
     anonymous_sessions: Share = 0.15  # sessions of shoppers who are not logged in
     exploration: Share = 0.15  # slots that the shop fills from beyond its own ranking

@@ -1,0 +1,24 @@
+"""Profiles, examples and requests from the clean tables: `data/clean` in, `data/profiles` out."""
+
+from pathlib import Path
+
+from mrse.component import run, write_json
+from mrse.config import Params
+from mrse.profiles.build import build_profiles
+
+
+def body(params: Params, workspace: Path) -> str:
+    """Read and write as `dvc.yaml` declares."""
+    out = workspace / "data/profiles"
+    report = build_profiles(workspace / "data/clean", out, params.build_profiles)
+    write_json(out / "profiles.json", report)
+    examples, requests = report["examples"], report["requests"]
+    return (
+        f"{examples['train']:,} training and {examples['valid']:,} validation examples, "
+        f"{requests['valid']:,} validation and {requests['test']:,} test requests, "
+        f"{report['rows']['users']:,} shoppers, {report['rows']['items']:,} item profiles"
+    )
+
+
+if __name__ == "__main__":
+    run("build_profiles", body)

@@ -1,0 +1,261 @@
+"""The stage `build_profiles`: from clean tables to profiles, examples and requests (docs/profiles.md).
+
+Cost: the events are read a few times, only the columns needed, and never held; what is kept between steps is linear in
+the engagements. Everything is sorted and summed exactly, so equal inputs give equal bytes.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import ibis
+import ibis.expr.types as ir
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mrse.config import ProfilesConfig
+from mrse.data import contract
+from mrse.errors import DataError
+from mrse.profiles import tables
+from mrse.profiles.engine import duckdb
+from mrse.profiles.histories import histories, with_history
+from mrse.profiles.item_profiles import item_profiles
+from mrse.profiles.judged import Judged, judged_examples, judged_requests, read_judged
+from mrse.profiles.labels import SHOWN, Labels, event_examples, event_requests, read_labels
+from mrse.profiles.log import NAIVE, Log, instant, or_empty, read_log
+from mrse.profiles.split import Split, split_window
+
+
+def build_profiles(clean: Path, out: Path, config: ProfilesConfig) -> dict[str, Any]:
+    """Write `users`, `items`, `examples`, `requests`, `queries` as Parquet.
+
+    Args:
+        clean: the folder of clean tables (`data/clean`).
+        out: the folder to write (`data/profiles`); files of an earlier run are replaced.
+        config: how histories, profiles, examples and the split are made.
+
+    Returns:
+        The report (`profiles.json`): rows written, rows dropped by reason, the cut times.
+
+    Raises:
+        DataError: a table is missing or unreadable, the window is too short for the split, or no training example is
+            left.
+    """
+    split = split_window(*_window(clean), config)
+    files = contract.event_files(clean)
+    with duckdb(config, out.parent) as engine:
+        items = ibis.memtable(contract.read_items(clean).select(["item_id"]))
+        log = read_log(engine, engine.read(files, contract.EVENTS), items, split)
+        grades = contract.read_judgments(clean).select(contract.JUDGMENTS.names)
+        judged = read_judged(engine, engine.keep(ibis.memtable(grades)), log.items, config)
+        labels = read_labels(engine, log, split)
+        report = _report(files, grades.num_rows, log, labels, judged, split, config)
+        _require_examples(clean, report)
+        moments = _moments(log, labels, split)
+        past = engine.keep(histories(engine, log.engaged, moments, split.end, config.history_length))
+        outputs = {
+            "users": (_users(log, past, split), tables.USERS),
+            "items": (item_profiles(engine, log, split, config), tables.ITEMS),
+            "examples": (_examples(log, labels, judged, past, split, config, bool(files)), tables.EXAMPLES),
+            "requests": (_requests(log, labels, judged, past, split, config, bool(files)), tables.REQUESTS),
+            "queries": (_queries(log, split), tables.QUERIES),
+        }
+        report["rows"] = {
+            name: engine.write(rows, out / f"{name}.parquet", schema) for name, (rows, schema) in outputs.items()
+        }
+    return report
+
+
+def _window(clean: Path) -> tuple[datetime, datetime]:
+    meta = contract.read_meta(clean)
+    return meta.start, meta.end
+
+
+def _moments(log: Log, labels: Labels, split: Split) -> ir.Table:
+    """When histories are asked for: at the start of every session with a label, and of every shopper at the end."""
+    sessions = labels.groups.select("user_id", at="started")
+    shoppers = log.engaged.select("user_id", at=instant(split.end))
+    both = sessions.union(shoppers)
+    return both.filter(both.user_id.notnull()).distinct()
+
+
+def _users(log: Log, past: ir.Table, split: Split) -> ir.Table:
+    """Every shopper who logged in, with the history as of the window's end."""
+    known = log.sessions.filter(log.sessions.user_id.notnull())
+    events = known.group_by("user_id").agg(events=known.events.cast("float64").sum().cast("int64"))
+    last = past.filter(past.at == split.end).drop("at").rename(hist_user="user_id")
+    joined = events.left_join(last, [("user_id", "hist_user")])
+    lists = {name: or_empty(joined[name]) for name in ("hist_items", "hist_actions", "hist_times")}
+    return joined.mutate(**lists).order_by("user_id")
+
+
+def _queries(log: Log, split: Split) -> ir.Table:
+    """How many sessions asked a query before the test days."""
+    asked = log.events.filter(log.events.at < split.test_start).select("query", "session_id").distinct()
+    asked = asked.filter(asked["query"].strip() != "")
+    return asked.group_by("query").agg(requests=asked.count()).order_by("query")
+
+
+def _examples(
+    log: Log, labels: Labels, judged: Judged, past: ir.Table, split: Split, config: ProfilesConfig, has_events: bool
+) -> ir.Table:
+    rows = with_history(event_examples(log, labels, judged, split, config), past)
+    cut = _newest_cut(rows.at, split)
+    behaved = rows.mutate(event_time=rows.at, hard_negatives=or_empty(rows.hard_negatives), profile_asof=cut)
+    graded = judged_examples(judged, config)
+    graded = graded.mutate(
+        hard_negatives=or_empty(graded.hard_negatives),
+        profile_asof=_frozen(split.valid_asof, has_events),
+        **_nulls("event_time", "session_id", "user_id", "action", schema=tables.EXAMPLES),
+        **_empty("hist_items", "hist_actions", "hist_ages", schema=tables.EXAMPLES),
+    )
+    return _both(behaved, graded, tables.EXAMPLES).order_by("split", "event_time", "session_id", "query", "item_id")
+
+
+def _requests(
+    log: Log, labels: Labels, judged: Judged, past: ir.Table, split: Split, config: ProfilesConfig, has_events: bool
+) -> ir.Table:
+    rows = with_history(event_requests(log, labels, split, config), past)
+    behaved = rows.mutate(
+        event_time=rows.at,
+        source=ibis.literal("events"),
+        request_id="e-" + _digest(rows.split + "\n" + rows.session_id + "\n" + rows["query"]),
+        profile_asof=_request_cut(rows.split, split, has_events),
+    )
+    graded = judged_requests(judged)
+    graded = graded.mutate(
+        source=ibis.literal("judgments"),
+        request_id="j-" + _digest(graded["query"]),
+        profile_asof=_request_cut(graded.split, split, has_events),
+        **_nulls("user_id", "event_time", schema=tables.REQUESTS),
+        **_empty("hist_items", "hist_actions", "hist_ages", *SHOWN, schema=tables.REQUESTS),
+    )
+    return _both(behaved, graded, tables.REQUESTS).order_by("split", "request_id")
+
+
+def _digest(text: ir.StringValue) -> ir.StringValue:
+    return text.hexdigest("md5").substr(0, 16)
+
+
+def _newest_cut(at: ir.TimestampValue, split: Split) -> ir.TimestampValue:
+    newest_first = [(at >= cut, instant(cut)) for cut in reversed(split.cuts)]
+    return ibis.cases(*newest_first, else_=instant(None))
+
+
+def _request_cut(part: ir.StringValue, split: Split, has_events: bool) -> ir.TimestampValue:
+    """The profiles of a served index are as old as the index: those known when the request's days began."""
+    return ibis.ifelse(part == "test", _frozen(split.test_start, has_events), _frozen(split.valid_asof, has_events))
+
+
+def _frozen(cut: datetime, has_events: bool) -> ir.TimestampScalar:
+    return instant(cut if has_events else None)
+
+
+def _both(behaved: ir.Table, graded: ir.Table, schema: pa.Schema) -> ir.Table:
+    return behaved.select(*schema.names).union(graded.select(*schema.names))
+
+
+def _nulls(*names: str, schema: pa.Schema) -> dict[str, ir.Scalar]:
+    return {name: ibis.null(_naive(schema, name)) for name in names}
+
+
+def _empty(*names: str, schema: pa.Schema) -> dict[str, ir.Scalar]:
+    return {name: ibis.literal([], type=_naive(schema, name)) for name in names}
+
+
+def _naive(schema: pa.Schema, name: str) -> ibis.DataType:
+    found = schema.field(name).type
+    return NAIVE if found == contract.TIME else ibis.DataType.from_pyarrow(found)
+
+
+def _require_examples(clean: Path, report: dict[str, Any]) -> None:
+    if report["examples"]["train"]:
+        return
+    dropped = "; ".join(
+        f"{table}: " + ", ".join(f"{reason} {count:,}" for reason, count in reasons.items())
+        for table, reasons in report["dropped"].items()
+    )
+    raise DataError(
+        f"{clean}: no usable training example: of {report['read']['events']:,} events and "
+        f"{report['read']['judgments']:,} judgments none is an engagement with a known item for a query in the "
+        f"training days, or a judgment of at least positive_grade for a training query. Dropped: {dropped}"
+    )
+
+
+def _report(
+    files: list[Path], judgments: int, log: Log, labels: Labels, judged: Judged, split: Split, config: ProfilesConfig
+) -> dict[str, Any]:
+    """Counts that add up: every event read is dropped for a reason, feeds profiles, or is an example or a label."""
+    read = sum(pq.read_metadata(file).num_rows for file in files)
+    examples = _by_split(labels.positives, "train", "valid", "test")
+    graded = _by_split(judged_examples(judged, config), "train", "valid")
+    tested = _by_split(labels.groups, "valid", "test")
+    tested_grades = _by_split(judged_requests(judged), "valid", "test")
+    return {
+        "read": {"events": read, "judgments": judgments},
+        "examples": {part: examples[part] + graded[part] for part in graded},
+        "examples_from_judgments": graded,
+        "requests": {part: tested[part] + tested_grades[part] for part in tested},
+        "requests_from_judgments": tested_grades,
+        "dropped": {
+            "events": _dropped_events(read, log),
+            "engagements": _dropped_engagements(log, split, sum(examples.values())),
+            "judgments": _dropped_judgments(judgments, judged, config),
+        },
+        "split": {
+            name: _iso(getattr(split, name)) for name in ("start", "train_start", "valid_start", "test_start", "end")
+        },
+        "cuts": [_iso(cut) for cut in split.cuts],
+    }
+
+
+def _by_split(rows: ir.Table, *parts: str) -> dict[str, int]:
+    counts = rows.aggregate(**{part: (rows.split == part).sum() for part in parts})
+    return _integers(counts)
+
+
+def _dropped_events(read: int, log: Log) -> dict[str, int]:
+    days = log.item_days
+    unknown = days.anti_join(log.items, "item_id")
+    inside = _integers(days.aggregate(events=days.events.sum(), known_actions=_total(days)))
+    return {
+        "outside_window": read - inside["events"],
+        "unknown_action": inside["events"] - inside["known_actions"],
+        "unknown_item": _integers(unknown.aggregate(events=_total(unknown)))["events"],
+    }
+
+
+def _total(days: ir.Table) -> ir.IntegerScalar:
+    return (days.impressions + days.click + days.add_to_cart + days.order).sum()
+
+
+def _dropped_engagements(log: Log, split: Split, labels: int) -> dict[str, int]:
+    """Engagements with known items that are no label of their own (they feed histories and profiles all the same)."""
+    engaged = log.engaged
+    early = engaged.at < split.train_start
+    counts = _integers(
+        engaged.aggregate(
+            events=engaged.count(),
+            warm_up=early.sum(),
+            no_query=(~early & engaged["query"].isnull()).sum(),
+        )
+    )
+    repeated = counts["events"] - counts["warm_up"] - counts["no_query"] - labels
+    return {"warm_up": counts["warm_up"], "no_query": counts["no_query"], "weaker_or_repeated": repeated}
+
+
+def _dropped_judgments(read: int, judged: Judged, config: ProfilesConfig) -> dict[str, int]:
+    grades = judged.grades
+    middling = (grades.grade < config.positive_grade) & (grades.grade > config.negative_grade)
+    counts = _integers(grades.aggregate(usable=grades.count(), middling=((grades.part == "train") & middling).sum()))
+    return {"unknown_item_or_no_query": read - counts["usable"], "neither_positive_nor_negative": counts["middling"]}
+
+
+def _integers(row: ir.Table) -> dict[str, int]:
+    return {name: int(value or 0) for name, value in row.to_pyarrow().to_pylist()[0].items()}
+
+
+def _iso(time: datetime) -> str:
+    return time.replace(tzinfo=UTC).isoformat()

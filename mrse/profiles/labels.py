@@ -1,0 +1,166 @@
+"""What a shopper did with what they were shown for a query: positives, hard negatives, evaluation requests.
+
+A group is one (split, session, query). A session that runs across the start of the validation or test days makes one
+group on each side, each from its own events: neither learns of the other's future.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import ibis
+import ibis.expr.types as ir
+
+from mrse.config import ProfilesConfig
+from mrse.profiles.engine import Engine
+from mrse.profiles.judged import Judged
+from mrse.profiles.log import ENGAGEMENTS, Log, action_name, gain, gather, or_empty
+from mrse.profiles.split import Split
+
+_GROUP = ("split", "session_id", "query")
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Engagements after the warm-up, one row per (group, item).
+
+    Attributes:
+        groups: group (a number), split, session_id, query, user_id, started, first (the first engagement), deepest (the
+            largest position engaged with).
+        positives: group, item_id, code, rank (of the strongest action), at (when that was), and the group's columns.
+    """
+
+    groups: ir.Table
+    positives: ir.Table
+
+
+def read_labels(engine: Engine, log: Log, split: Split) -> Labels:
+    """Group the engagements that have a query; cost: linear in the engagements."""
+    rows = log.engaged.filter(log.engaged["query"].notnull(), log.engaged.at >= split.train_start)
+    rows = rows.mutate(split=split_of(rows.at, split))
+    times = {name: rows.at.min(where=rows["rank"] == rank) for rank, name in enumerate(ENGAGEMENTS, 1)}
+    positives = rows.group_by(*_GROUP, "item_id", "code").agg(
+        rank=rows["rank"].max(),
+        first=rows.at.min(),
+        deepest=rows.position.max(),
+        user_id=rows.user_id.max(),
+        started=rows.started.min(),
+        **times,
+    )
+    when = ibis.coalesce(*(positives[name] for name in reversed(ENGAGEMENTS)))
+    positives = engine.keep(positives.mutate(at=when))
+    groups = positives.group_by(*_GROUP).agg(
+        user_id=positives.user_id.max(),
+        started=positives.started.min(),
+        first=positives["first"].min(),
+        deepest=positives.deepest.max(),
+    )
+    groups = engine.keep(groups.mutate(group=ibis.row_number()))
+    numbered = positives.drop("first", "deepest", *ENGAGEMENTS).inner_join(groups.select(*_GROUP, "group"), _GROUP)
+    return Labels(groups, engine.keep(numbered))
+
+
+def split_of(at: ir.TimestampValue, split: Split) -> ir.StringValue:
+    """Train, valid or test of an instant after the warm-up."""
+    return ibis.cases((at < split.valid_start, "train"), (at < split.test_start, "valid"), else_="test")
+
+
+def event_examples(log: Log, labels: Labels, judged: Judged, split: Split, config: ProfilesConfig) -> ir.Table:
+    """Training and validation examples from events: the positives with their group's hard negatives (null: none)."""
+    negatives = _hard_negatives(log, labels, judged, split, config)
+    positives = labels.positives.filter(labels.positives.split != "test")
+    joined = positives.left_join(negatives, "group")
+    return joined.select(
+        "split",
+        "session_id",
+        "user_id",
+        "started",
+        "at",
+        "query",
+        "item_id",
+        "hard_negatives",
+        action=action_name(joined["rank"]),
+        weight=gain(joined["rank"], config).cast("float32"),
+    )
+
+
+def _hard_negatives(log: Log, labels: Labels, judged: Judged, split: Split, config: ProfilesConfig) -> ir.Table:
+    """At most `hard_negatives` items per group: judged low, then lowest relevance, then skipped above a click.
+
+    A query whose judgments are held out lends none: its grades must steer nothing in training, and without them an item
+    that was passed over may well be one that people find relevant.
+    """
+    held_out = judged.grades.filter(judged.grades.part != "train").select("query").distinct()
+    groups = labels.groups.filter(labels.groups.split != "test").anti_join(held_out, "query")
+    found = _passed_over(log, groups, judged, split, config).union(_judged_low(log, groups, judged))
+    found = found.anti_join(labels.positives.select("group", "code"), ["group", "code"])
+    place = ibis.row_number().over(group_by=found.group, order_by=[found.tier, found.score, found.code])
+    kept = found.mutate(place=place).filter(lambda table: table.place < config.hard_negatives)
+    kept = kept.inner_join(log.items, "code")
+    return gather(kept, ("group",), (kept.place,), {"hard_negatives": kept.item_id})
+
+
+def _judged_low(log: Log, groups: ir.Table, judged: Judged) -> ir.Table:
+    lows = judged.lows.filter(judged.lows.part == "train").inner_join(log.items, "item_id")
+    joined = groups.select("group", "query").inner_join(lows, "query")
+    return joined.select("group", "code", tier=ibis.literal(0), score="grade")
+
+
+def _passed_over(log: Log, groups: ir.Table, judged: Judged, split: Split, config: ProfilesConfig) -> ir.Table:
+    """Items shown with a low relevance score (tier 1, by score) or above an engaged one (tier 2, by position)."""
+    shown = log.events.filter(
+        log.events["rank"] == 0, log.events.at >= split.train_start, log.events.at < split.test_start
+    )
+    shown = shown.select("session_id", "query", "item_id", "position", "relevance", split=split_of(shown.at, split))
+    joined = shown.inner_join(groups.select(*_GROUP, "group", "deepest"), _GROUP)
+    low = joined.relevance < config.low_relevance
+    passed = joined.filter(low | (joined.position < joined.deepest))
+    settled = judged.grades.filter(
+        judged.grades.part == "train",
+        (judged.grades.grade >= config.positive_grade) | (judged.grades.grade <= config.negative_grade),
+    )
+    passed = passed.inner_join(log.items, "item_id").anti_join(settled, ["query", "item_id"])
+    items = passed.group_by("group", "code").agg(relevance=passed.relevance.min(), position=passed.position.min())
+    is_low = (items.relevance < config.low_relevance).fill_null(False)
+    return items.select(
+        "group",
+        "code",
+        tier=ibis.ifelse(is_low, 1, 2),
+        score=ibis.ifelse(is_low, items.relevance, items.position.cast("float64")),
+    )
+
+
+def event_requests(log: Log, labels: Labels, split: Split, config: ProfilesConfig) -> ir.Table:
+    """Evaluation requests: one per group of the validation and test days, with what was shown and what was done."""
+    groups = labels.groups.filter(labels.groups.split != "train")
+    positives = labels.positives.filter(labels.positives.split != "train")
+    gains = gain(positives["rank"], config).cast("float32")
+    relevant = gather(
+        positives, ("group",), (-gains, positives.item_id), {"relevant": positives.item_id, "gains": gains}
+    )
+    shown = _shown(log, groups, positives, split)
+    joined = groups.inner_join(relevant, "group").left_join(shown, "group")
+    return joined.select(
+        *_GROUP,
+        "user_id",
+        "started",
+        "relevant",
+        "gains",
+        at=ibis.least(joined["first"], ibis.coalesce(joined.first_shown, joined["first"])),
+        **{name: or_empty(joined[name]) for name in SHOWN},
+    )
+
+
+SHOWN = ("shown", "shown_positions", "shown_propensities", "shown_actions")
+
+
+def _shown(log: Log, groups: ir.Table, positives: ir.Table, split: Split) -> ir.Table:
+    """Every impression of a group, by position (unknown last), with the strongest action that followed on its item."""
+    rows = log.events.filter(log.events["rank"] == 0, log.events.at >= split.valid_start)
+    rows = rows.semi_join(log.items, "item_id").mutate(split=split_of(rows.at, split))
+    rows = rows.drop("user_id", "rank").inner_join(groups.select(*_GROUP, "group"), _GROUP)
+    rows = rows.left_join(positives.select("group", "item_id", "rank"), ["group", "item_id"])
+    rows = rows.mutate(action=action_name(rows["rank"]))
+    order = (rows.position.fill_null(2**31 - 1), rows.item_id, rows.at)
+    values = (rows.item_id, rows.position, rows.propensity, rows.action)
+    return gather(rows, ("group",), order, dict(zip(SHOWN, values, strict=True)), first_shown=rows.at.min())
