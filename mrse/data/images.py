@@ -29,7 +29,7 @@ from mrse.errors import DataError
 Reason = Literal["no_root", "outside_root", "missing", "unreadable", "empty", "too_large", "truncated", "not_an_image"]
 
 # Formats that shops use. The others stay closed: some start helper programs (EPS), all widen what a bad file can reach.
-FORMATS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "AVIF", "BMP", "TIFF", "PPM")
+FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "AVIF", "BMP", "TIFF", "PPM")
 MAX_BYTES = 64 << 20
 _THREADS = 16
 _IN_FLIGHT = 64
@@ -126,7 +126,7 @@ class ImageStore:
         if self._root is None:
             raise ImageProblem("no_root", f"{ref!r} is no full URI and the snapshot has no image_root")
         name = posixpath.normpath(ref)
-        if name.startswith(("/", "..")) or "::" in name or "\0" in name:
+        if name == ".." or name.startswith(("/", "../")) or "::" in name or "\0" in name:
             raise ImageProblem("outside_root", repr(ref))
         first, *rest = self._root.split("::")
         return "::".join([first + name if first.endswith("/") else f"{first}/{name}", *rest])

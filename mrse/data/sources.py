@@ -15,8 +15,10 @@ What counts:
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,13 +39,14 @@ from mrse.data.contract import (
     write_meta,
     write_parquet,
 )
-from mrse.data.images import as_image_root
+from mrse.data.images import ImageStore, as_image_root
 from mrse.data.raw import Span, batches, open_table, time_range
 from mrse.data.uris import resolve
 from mrse.errors import DataError
 from mrse.progress import say, track
 
 _DRAWN = "zip://::data/snapshot/images.zip"
+_SORT_THREADS = 4
 _NEWEST = """QUALIFY item_id IS NULL
     OR updated_at IS NOT DISTINCT FROM max(updated_at) OVER (PARTITION BY item_id)"""
 
@@ -98,13 +101,13 @@ def _build(params: Params, workspace: Path, scratch: Path, new: Path) -> Snapsho
     if params.snapshot.source == "marketplace":
         source = _marketplace(params.marketplace, window, workspace, scratch / "simulated", new)
     else:
-        source = _files(params.snapshot)
-    stage = _Stage(scratch / "stage", params.snapshot.memory_limit)
-    rows = {
-        "items": _take_items(source.items, window, workspace, stage, new),
-        "events": 0 if source.events is None else _take_events(source.events, window, workspace, stage, new),
-        "judgments": _take_judgments(source.judgments, workspace, stage, new),
-    }
+        source = _files(params.snapshot, workspace)
+    with closing(_Stage(scratch / "stage", params.snapshot.memory_limit)) as stage:
+        rows = {
+            "items": _take_items(source.items, window, workspace, stage, new),
+            "events": 0 if source.events is None else _take_events(source.events, window, workspace, stage, new),
+            "judgments": _take_judgments(source.judgments, workspace, stage, new),
+        }
     meta = SnapshotMeta(
         source=source.name,
         start=window[0],
@@ -119,7 +122,7 @@ def _build(params: Params, workspace: Path, scratch: Path, new: Path) -> Snapsho
     return meta
 
 
-def _files(config: SnapshotConfig) -> Source:
+def _files(config: SnapshotConfig, workspace: Path) -> Source:
     files = config.files
     if files.items is None:
         raise DataError("snapshot.files.items is not set: name the Parquet file or folder of items")
@@ -128,7 +131,7 @@ def _files(config: SnapshotConfig) -> Source:
         items=files.items,
         events=files.events,
         judgments=files.judgments,
-        image_root=None if files.image_root is None else as_image_root(files.image_root),
+        image_root=_checked_root(files.image_root, workspace),
         simulated=False,
         note="The shop's own tables.",
     )
@@ -147,18 +150,23 @@ def _marketplace(config: MarketplaceConfig, window: Span, workspace: Path, folde
     simulate(config.model_copy(update=addresses), window[0], window[1], folder)
     if not given:
         (folder / "images.zip").rename(new / "images.zip")
-    given_root = None if config.catalogue_images is None else as_image_root(config.catalogue_images)
     return Source(
         name="marketplace",
         items=str(folder.absolute() / "items.parquet"),
         events=str(folder.absolute() / "events"),
         judgments=str(folder.absolute() / "judgments.parquet"),
-        image_root=given_root if given else _DRAWN,
+        image_root=_checked_root(config.catalogue_images, workspace) if given else _DRAWN,
         simulated=True,
         note="Simulated: items and pictures are real, the shoppers and all they do are made up."
         if given
         else "Simulated: items, pictures, shoppers and all they do are made up.",
     )
+
+
+def _checked_root(value: str | None, workspace: Path) -> str | None:
+    """The root as `snapshot.json` keeps it; a wrong one stops the run here, not three stages later."""
+    ImageStore(value, workspace)
+    return None if value is None else as_image_root(value)
 
 
 def _take_items(uri: str, window: Span, workspace: Path, stage: _Stage, new: Path) -> int:
@@ -221,6 +229,10 @@ def _nothing_in_window(uri: str, window: Span, workspace: Path) -> DataError:
     )
 
 
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
 class _Stage:
     """Scratch tables on disk: appended to in any order, read back sorted by DuckDB within a memory limit."""
 
@@ -229,8 +241,14 @@ class _Stage:
         self._folder = folder
         self._database = duckdb.connect()
         self._database.execute("SET TimeZone = 'UTC'")
+        self._memory_limit = memory_limit
         self._database.execute("SET memory_limit = ?", [memory_limit])
+        # Every thread wants buffers of its own; more than a few only bring the limit closer, as one thread feeds them.
+        self._database.execute("SET threads = ?", [min(_SORT_THREADS, os.cpu_count() or 1)])
         self._database.execute("SET temp_directory = ?", [str(folder / "spill")])
+
+    def close(self) -> None:
+        self._database.close()
 
     def keep(self, name: str, schema: pa.Schema, rows: Iterator[pa.RecordBatch]) -> None:
         """Append rows. Each call adds one whole Arrow stream to the file, so that no file stays open."""
@@ -241,23 +259,29 @@ class _Stage:
     def sorted(
         self, name: str, table: str, schema: pa.Schema, query: str = "SELECT * FROM raw"
     ) -> Iterator[pa.RecordBatch]:
-        """The rows kept under `name`, sorted by the table's keys and then by every other column.
+        """The rows kept under `name`, sorted by the table's keys and then by everything else.
 
-        Sorting by all columns makes the order, and so the bytes, independent of how the rows arrived.
+        That makes the order, and so the bytes, independent of how the rows arrived. Extra columns may be wide, so rows
+        that tie on all of the contract's columns are told apart by a 64-bit hash of the others.
 
         Raises:
-            DataError: an extra column has a type that cannot be sorted and kept.
+            DataError: an extra column has a type that cannot be sorted and kept, or the memory limit is too tight.
         """
-        keys = [*SORT_KEYS[table], *(field for field in schema.names if field not in SORT_KEYS[table])]
-        order = ", ".join('"' + key.replace('"', '""') + '" ASC NULLS LAST' for key in keys)
+        known, extras = SCHEMAS[table].names, [_quoted(name) for name in schema.names[len(SCHEMAS[table]) :]]
+        keys = [*SORT_KEYS[table], *(name for name in known if name not in SORT_KEYS[table])]
+        ties = [f"hash({', '.join(extras)})"] if extras else []
+        order = ", ".join(f"{key} ASC NULLS LAST" for key in [*map(_quoted, keys), *ties])
         raw = pa.RecordBatchReader.from_batches(schema, self._kept(name))
         try:
             self._database.register("raw", raw)
             for batch in self._database.sql(f"{query} ORDER BY {order}").to_arrow_reader(BATCH_ROWS):
                 yield batch.cast(schema)
+        except duckdb.OutOfMemoryException:
+            raise DataError(
+                f"{table}: sorting needs more than snapshot.memory_limit = {self._memory_limit}; raise it"
+            ) from None
         except (duckdb.Error, pa.ArrowNotImplementedError) as error:
-            extras = schema.names[len(SCHEMAS[table]) :]
-            raise DataError(f"{table}: cannot sort the rows: {error}. Extra columns: {extras}") from None
+            raise DataError(f"{table}: cannot sort the rows: {error}. Extra columns: {', '.join(extras)}") from None
         self._database.unregister("raw")
         (self._folder / name).unlink()
 

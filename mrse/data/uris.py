@@ -39,7 +39,7 @@ def open_system(uri: str, what: str) -> tuple[AbstractFileSystem, str]:
     """
     try:
         system, path = url_to_fs(uri)
-    except (ValueError, ImportError, OSError) as error:
+    except read_errors() as error:
         raise DataError(f"{what}: cannot open {uri}: {error}") from None
     return system, path
 
