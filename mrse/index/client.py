@@ -401,8 +401,8 @@ def _process_with_lock(inode: int) -> str:
 
 
 def _quiet() -> None:
-    # Both libraries print a traceback for every error that is raised as well.
-    for name in ("pymilvus", "milvus_lite"):
+    # They print a traceback for every error that is raised as well, and for calls that Milvus Lite lacks.
+    for name in ("pymilvus", "milvus_lite", "grpc._server"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 

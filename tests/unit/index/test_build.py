@@ -1,0 +1,216 @@
+"""What `build_index` writes, refuses, keeps and replaces, on six items in a real Milvus Lite."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from mrse.component import read_json, write_json
+from mrse.errors import DataError, IndexFailed, ServiceError
+from mrse.index import build as stage
+from mrse.index.client import ALIAS, Store, opened
+from mrse.model.retriever import HistoryBank
+from tests import fake_shop
+
+
+def run(shop, services, **sections):
+    return stage.build(fake_shop.params_for(services, **sections), shop)
+
+
+def test_a_promoted_challenger_becomes_a_verified_stamped_collection(shop, services):
+    index = run(shop, services)
+    assert index == read_json(shop / "models/index/index.json")
+    assert (index["status"], index["rows"]) == ("built", 6)
+    version = read_json(shop / "models/challenger.json")["version"]
+    snapshot = read_json(shop / "data/clean/snapshot.json")["fingerprint"]
+    assert index["collection"].startswith(f"mrse_v{version}_{snapshot[:8]}_")
+    assert index["verification"]["recall_mean"] == 1.0
+    assert index["verification"]["sampled_vectors"] == 6
+    with opened(services) as store:
+        stamp = store.stamp(index["collection"])
+        assert stamp.as_dict() == index["stamp"]
+        assert (stamp.state, stamp.model_version, stamp.rows) == ("verified", version, 6)
+        assert store.target() is None, "building never touches what is live"
+        retriever = fake_shop.FakeRetriever.load(shop / "models/challenger")
+        query = retriever.encode_queries(["leather boots"])
+        store.load(index["collection"])
+        found = store.search(index["collection"], query, 3, {"ef": 8}, ["title", "category", "price", "image"])[0]
+    assert [hit.item_id for hit in found][:2] == ["c1", "c2"], "equal scores go by item id"
+    assert found[0].fields == {"title": "leather boots", "category": "Shoes", "price": 80.0, "image": "c1.png"}
+
+
+def test_the_serving_folder_holds_what_the_query_side_needs(shop, services):
+    run(shop, services)
+    bank = HistoryBank.load(shop / "models/index/serving")
+    assert bank.item_ids == ["a1", "a2", "b1", "b2", "c1", "c2"]
+    assert (shop / "models/index/serving/users.parquet").read_bytes() == (
+        shop / "data/profiles/users.parquet"
+    ).read_bytes()
+
+
+@pytest.mark.parametrize("outcome", ["HOLD", "REJECT"])
+def test_what_the_gate_did_not_promote_is_not_built(shop, services, outcome):
+    run(shop, services)
+    fake_shop.decide(shop, outcome)
+    index = run(shop, services)
+    assert index["status"] == "skipped" and outcome in index["reason"]
+    assert list((shop / "models/index/serving").iterdir()) == []
+
+
+def test_nothing_is_opened_when_nothing_is_built(shop, services, tmp_path):
+    fake_shop.decide(shop, "HOLD")
+    run(shop, services)
+    assert not (tmp_path / "milvus.db").exists()
+
+
+def test_the_same_inputs_keep_the_collection_and_other_inputs_make_another(shop, services):
+    first = run(shop, services)
+    again = run(shop, services)
+    assert again["stamp"] == first["stamp"], "kept, not rebuilt: the time of creation is the first one's"
+    other = run(shop, services, build_index={"type": "FLAT", "verify": {"recall_k": 3}})
+    assert other["collection"] != first["collection"]
+    with opened(services) as store:
+        assert set(store.collections()) == {first["collection"], other["collection"]}
+
+
+@pytest.mark.parametrize("index_type", ["HNSW", "IVF_FLAT", "FLAT", "AUTOINDEX"])
+def test_every_index_type_builds_and_finds(shop, services, index_type):
+    index = run(shop, services, build_index={"type": index_type, "verify": {"recall_k": 3}})
+    assert index["verification"]["recall_mean"] == 1.0
+
+
+@pytest.mark.parametrize("step", ["create", "insert", "load", "count", "write_stamp"])
+def test_a_build_that_dies_anywhere_is_built_anew_by_the_next(shop, services, step, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Store, step, _interrupt)
+        run(shop, services)
+    assert not (shop / "models/index/index.json").exists()
+    index = run(shop, services)
+    with opened(services) as store:
+        assert set(store.collections()) == {index["collection"]}
+        assert store.count(index["collection"]) == 6
+        assert store.stamp(index["collection"]).state == "verified"
+
+
+def test_a_half_filled_leftover_does_not_leak_rows(shop, services, monkeypatch):
+    calls = []
+
+    def fail_on_second(store, name, rows):
+        calls.append(len(rows))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        insert(store, name, rows)
+
+    insert = Store.insert
+    small = {"batch_size": 4, "verify": {"recall_k": 3}}
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Store, "insert", fail_on_second)
+        run(shop, services, build_index=small)
+    assert calls == [4, 2]
+    assert run(shop, services, build_index=small)["rows"] == 6
+
+
+def test_a_passing_failure_of_an_insert_is_tried_again(shop, services, monkeypatch):
+    failed = []
+    call = Store._call
+
+    def flaky(store, method, *arguments, **options):
+        if method == "insert" and not failed:
+            call(store, method, *arguments, **options)  # the rows arrive, the answer is lost
+            failed.append(method)
+            raise ServiceError("connection reset")
+        return call(store, method, *arguments, **options)
+
+    monkeypatch.setattr(Store, "_call", flaky)
+    assert run(shop, services)["rows"] == 6
+    assert failed == ["insert"]
+
+
+def test_an_index_that_misses_its_recall_is_dropped(shop, services, monkeypatch):
+    def blind(store, collection, vectors, k, params, fields=()):
+        return [hits[:1] for hits in search(store, collection, vectors, k, params, fields)]
+
+    search = Store.search
+    monkeypatch.setattr(Store, "search", blind)
+    with pytest.raises(IndexFailed, match=r"recall@3 .* mean .* 0\.333 < 0\.950"):
+        run(shop, services)
+    with opened(services) as store:
+        assert store.collections() == {}
+
+
+def test_a_live_collection_survives_its_own_failed_verification(shop, services, monkeypatch):
+    name = run(shop, services)["collection"]
+    with opened(services) as store:
+        store.point(name)
+    monkeypatch.setattr(Store, "count", lambda *_: 5)
+    with pytest.raises(IndexFailed, match="5 rows, 6 were embedded"):
+        run(shop, services)
+    with opened(services) as store:
+        assert store.target(ALIAS) == name and store.has(name)
+
+
+def test_a_challenger_that_is_not_the_registered_one_is_refused(shop, services):
+    challenger = read_json(shop / "models/challenger.json")
+    write_json(shop / "models/challenger.json", {**challenger, "fingerprint": "0" * 64})
+    with pytest.raises(DataError, match="run the train stage again"):
+        run(shop, services)
+
+
+def _interrupt(*_, **__):
+    raise KeyboardInterrupt
+
+
+UNIT = np.eye(3, 4, dtype=np.float32)
+GOOD = stage.Content(["a", "b", "c"], ["t"] * 3, [""] * 3, [1.0] * 3, [""] * 3, UNIT)
+
+
+def broken(row, value):
+    vectors = UNIT.copy()
+    vectors[row] = value
+    return vectors
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (stage.Content([], [], [], [], [], np.zeros((0, 4), np.float32)), "no items"),
+        (replace(GOOD, vectors_ND=UNIT[:, :3]), r"shape \(3, 3\)"),
+        (replace(GOOD, item_ids=["a", "b", "a"]), "1 item ids appear twice"),
+        (replace(GOOD, item_ids=["a", "b", "é" * 300]), "longer than 512 bytes"),
+        (replace(GOOD, vectors_ND=broken(1, np.nan)), "1 vectors are not finite, the first is of item 'b'"),
+        (replace(GOOD, vectors_ND=broken(2, np.inf)), "not finite, the first is of item 'c'"),
+        (replace(GOOD, vectors_ND=broken(0, 0.0)), "item 'a' is off by 1"),
+    ],
+)
+def test_rows_that_would_make_a_broken_index_are_refused(content, message):
+    stage.check(GOOD, 4)
+    with pytest.raises(IndexFailed, match=message):
+        stage.check(content, 4)
+
+
+def test_bad_vectors_stop_before_milvus_is_touched(shop, services, monkeypatch, tmp_path):
+    encode = fake_shop.FakeRetriever.encode_catalogue
+
+    def poisoned(self, catalogue):
+        encoded = encode(self, catalogue)
+        encoded.vectors[3] = np.nan
+        return encoded
+
+    monkeypatch.setattr(fake_shop.FakeRetriever, "encode_catalogue", poisoned)
+    with pytest.raises(IndexFailed, match="item 'b2'"):
+        run(shop, services)
+    assert not (tmp_path / "milvus.db").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "size", "expected"), [("abc", 3, "abc"), ("abcd", 3, "abc"), ("aé", 2, "a"), (None, 5, ""), ("é", 2, "é")]
+)
+def test_text_is_cut_between_characters(text, size, expected):
+    assert stage.cut(text, size) == expected
+
+
+def test_verification_asks_the_held_out_requests_with_their_histories(workspace):
+    queries, histories = stage.held_out_queries(workspace, 10)
+    assert queries == ["red dress", "shirt"]
+    assert histories == [fake_shop.history("a2"), None]
+    assert stage.held_out_queries(workspace, 1)[0] == ["red dress"]
