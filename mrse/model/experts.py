@@ -1,0 +1,261 @@
+"""The three light experts (LMoE, arXiv 2408.14968, section "Multi-modality extraction"), shared by both towers.
+
+Shapes: B texts, L word pieces, T image tokens, V image feature size, S = T + L, P real (unpadded) tokens of a batch,
+W words, U distinct words, G n-grams of a word, R distinct n-grams, A attention heads, E experts, H hidden size. A tower
+is 0 (query) or 1 (item).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mrse.config import ModelConfig
+from mrse.model.inputs import Texts
+
+QUERY, ITEM = 0, 1
+TOWERS = 2
+
+
+class Packing:
+    """Real tokens of a padded batch as one flat list: linear layers do no work on padding."""
+
+    def __init__(self, inside_BS: Tensor) -> None:
+        self.inside_BS = inside_BS
+        self.places_P = inside_BS.flatten().nonzero().squeeze(1)
+
+    def pack(self, x_BSH: Tensor) -> Tensor:
+        """`(B, S, H)` to `(P, H)`."""
+        return x_BSH.flatten(0, 1).index_select(0, self.places_P)
+
+    def unpack(self, x_PH: Tensor) -> Tensor:
+        """`(P, H)` to `(B, S, H)`, zeros in the padding."""
+        B, S = self.inside_BS.shape
+        flat = x_PH.new_zeros(B * S, x_PH.shape[1]).index_copy(0, self.places_P, x_PH)
+        return flat.view(B, S, -1)
+
+    def mean(self, x_PH: Tensor) -> Tensor:
+        """Mean over each row's real tokens, `(B, H)`; every row has at least one."""
+        return self.unpack(x_PH).sum(dim=1) / self.inside_BS.sum(dim=1, keepdim=True)
+
+
+class Block(nn.Module):
+    """One pre-norm transformer layer."""
+
+    def __init__(self, hidden: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm_attention = nn.LayerNorm(hidden)
+        self.qkv = nn.Linear(hidden, 3 * hidden)
+        self.out = nn.Linear(hidden, hidden)
+        self.norm_feed = nn.LayerNorm(hidden)
+        self.feed = nn.Sequential(nn.Linear(hidden, 2 * hidden), nn.GELU(), nn.Linear(2 * hidden, hidden))
+
+    def forward(self, x_PH: Tensor, packing: Packing) -> Tensor:
+        """One layer over packed tokens, `(P, H)` to `(P, H)`."""
+        qkv_BSH = packing.unpack(self.qkv(self.norm_attention(x_PH)))
+        q, k, v = (self._heads(part_BSH) for part_BSH in qkv_BSH.chunk(3, dim=2))
+        # Spelt out: at these lengths the fused CPU kernel's backward pass takes ten times as long.
+        score_BASS = (q @ k.transpose(2, 3)) * (q.shape[-1] ** -0.5)
+        share_BASS = score_BASS.masked_fill(~packing.inside_BS[:, None, None, :], float("-inf")).softmax(dim=3)
+        mixed_BSH = (share_BASS.to(v.dtype) @ v).transpose(1, 2).flatten(2)
+        x_PH = x_PH + self.out(packing.pack(mixed_BSH))
+        fed: Tensor = x_PH + self.feed(self.norm_feed(x_PH))
+        return fed
+
+    def _heads(self, x_BSH: Tensor) -> Tensor:
+        B, S, H = x_BSH.shape
+        return x_BSH.view(B, S, self.heads, H // self.heads).transpose(1, 2)
+
+
+class LightTransformer(nn.Module):
+    """A few layers, then the mean over real tokens."""
+
+    def __init__(self, hidden: int, layers: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(hidden, heads) for _ in range(layers))
+        self.norm = nn.LayerNorm(hidden)
+        # Once, on the way in: drawing random bits is a tenth of a step on a CPU when every layer does it.
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x_BSH: Tensor, inside_BS: Tensor) -> Tensor:
+        """`(B, S, H)` and its mask to `(B, H)`."""
+        packing = Packing(inside_BS)
+        x_PH = self.dropout(packing.pack(x_BSH))
+        for block in self.blocks:
+            x_PH = block(x_PH, packing)
+        return packing.mean(self.norm(x_PH))
+
+
+class Pieces(nn.Module):
+    """Word pieces, their places and their tower, embedded."""
+
+    def __init__(self, vocab_size: int, length: int, hidden: int) -> None:
+        super().__init__()
+        self.token = _embedding(vocab_size, hidden)
+        self.place = _embedding(length, hidden, scale=0.1)
+        self.tower = _embedding(TOWERS, hidden, scale=0.1)
+
+    def forward(self, tokens_BL: Tensor, tower: int) -> Tensor:
+        """`(B, L)` to `(B, L, H)`."""
+        L = tokens_BL.shape[1]
+        x_BLH: Tensor = self.token(tokens_BL) + self.place.weight[:L] + self.tower.weight[tower]
+        return x_BLH
+
+
+class LightBert(nn.Module):
+    """Deep text: word pieces through transformer layers, or through a given Hugging Face encoder."""
+
+    def __init__(self, model: ModelConfig, vocab_size: int, encoder: nn.Module | None) -> None:
+        super().__init__()
+        if encoder is None:
+            self.pieces = Pieces(vocab_size, max(model.query_length, model.title_length), model.hidden)
+            self.layers = LightTransformer(model.hidden, model.layers, model.heads, model.dropout)
+        else:
+            config: Any = encoder.config
+            self.encoder = encoder
+            self.out = nn.Linear(int(config.hidden_size), model.hidden)
+
+    def forward(self, texts: Texts, tower: int) -> Tensor:
+        """A batch of texts to `(B, H)`."""
+        if not hasattr(self, "encoder"):
+            pooled_BH: Tensor = self.layers(self.pieces(texts.tokens_BL, tower), texts.inside_BL)
+            return pooled_BH
+        state_BLH = self.encoder(input_ids=texts.tokens_BL, attention_mask=texts.inside_BL.long()).last_hidden_state
+        inside_BL1 = texts.inside_BL[:, :, None]
+        out_BH: Tensor = self.out((state_BLH * inside_BL1).sum(dim=1) / inside_BL1.sum(dim=1))
+        return out_BH
+
+
+class VBert(nn.Module):
+    """Image and text together: image tokens from the frozen encoder pass a dense adaptor and meet the text's pieces."""
+
+    def __init__(self, model: ModelConfig, vocab_size: int, image_dim: int, image_tokens: int) -> None:
+        super().__init__()
+        self.image_tokens = image_tokens
+        self.adaptor = nn.Sequential(
+            nn.LayerNorm(image_dim),
+            nn.Linear(image_dim, model.hidden),
+            nn.GELU(),
+            nn.Linear(model.hidden, model.hidden),
+        )
+        self.place = _embedding(image_tokens, model.hidden)
+        self.stand_in = _embedding(TOWERS, model.hidden)
+        self.pieces = Pieces(vocab_size, max(model.query_length, model.title_length), model.hidden)
+        self.layers = LightTransformer(model.hidden, model.vbert_layers, model.heads, model.dropout)
+
+    def forward(self, texts: Texts, tower: int, images_BTV: Tensor | None, pictured_B: Tensor | None) -> Tensor:
+        """Texts and pictures to `(B, H)`.
+
+        Args:
+            texts: the texts.
+            tower: whose stand-in takes the place of a missing picture.
+            images_BTV: features of the frozen encoder; None when nothing in the batch has a picture.
+            pictured_B: which rows have one; the others' features are ignored.
+        """
+        text_BLH = self.pieces(texts.tokens_BL, tower)
+        stand_in_B1H = self.stand_in.weight[tower].expand(len(texts), 1, -1)
+        if images_BTV is None or pictured_B is None:
+            inside_BS = F.pad(texts.inside_BL, (1, 0), value=True)
+            pooled_BH: Tensor = self.layers(torch.cat([stand_in_B1H, text_BLH], dim=1), inside_BS)
+            return pooled_BH
+        image_BTH = self.adaptor(images_BTV) + self.place.weight
+        image_BTH = torch.where(pictured_B[:, None, None], image_BTH, stand_in_B1H)
+        # One stand-in token is enough: the other places of a missing picture are padding.
+        shown_BT = pictured_B[:, None].repeat(1, self.image_tokens)
+        shown_BT[:, 0] = True
+        inside_BS = torch.cat([shown_BT, texts.inside_BL], dim=1)
+        pooled_BH = self.layers(torch.cat([image_BTH.to(text_BLH.dtype), text_BLH], dim=1), inside_BS)
+        return pooled_BH
+
+
+class FtAtt(nn.Module):
+    """Fast lexical text: a word is the mean of its hashed n-grams, a text the attention-weighted mean of its words."""
+
+    def __init__(self, hidden: int, buckets: int) -> None:
+        super().__init__()
+        self.grams = _embedding(buckets + 1, hidden)
+        self.grams.weight.data[0] = 0.0
+        self.score = nn.Sequential(nn.Linear(hidden, hidden), nn.Tanh(), nn.Linear(hidden, 1))
+
+    def forward(self, texts: Texts) -> Tensor:
+        """A batch of texts to `(B, H)`; zeros for a text without words.
+
+        Each distinct word of the batch is embedded and scored once, then gathered.
+        """
+        # Padding (0) is in row 0 of the n-grams, so it is the first of the distinct ones.
+        distinct_R, place_UG = torch.unique(texts.grams_UG, return_inverse=True)
+        gram_RH = F.embedding(distinct_R, self.grams.weight, sparse=True)
+        word_UH = F.embedding_bag(place_UG, gram_RH, mode="mean", padding_idx=0)
+        score_U = self.score(word_UH).squeeze(1)
+        inside_BW = texts.words_BW > 0
+        score_BW = score_U[texts.words_BW].float().masked_fill(~inside_BW, -1e9)
+        attention_BW = score_BW.softmax(dim=1) * inside_BW
+        return torch.einsum("bw,bwh->bh", attention_BW, word_UH[texts.words_BW])
+
+
+class Experts(nn.Module):
+    """The experts that are on, in a fixed order, each with a small projection of its own per tower.
+
+    Attributes:
+        names: E names, in the order of the outputs.
+    """
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        vocab_size: int,
+        buckets: int,
+        image_dim: int,
+        image_tokens: int,
+        text_encoder: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        built: dict[str, nn.Module] = {}
+        if model.experts.vbert:
+            built["vbert"] = VBert(model, vocab_size, image_dim, image_tokens)
+        if model.experts.ftatt:
+            built["ftatt"] = FtAtt(model.hidden, buckets)
+        if model.experts.light_bert:
+            built["light_bert"] = LightBert(model, vocab_size, text_encoder)
+        self.names: tuple[str, ...] = tuple(built)
+        self.each = nn.ModuleDict(built)
+        # Zero: both towers start in one space, so that a title's own words find it before anything is learned.
+        self.tower_TEHH = nn.Parameter(torch.zeros(TOWERS, len(built), model.hidden, model.hidden))
+
+    def forward(
+        self,
+        texts: Texts,
+        tower: int,
+        images_BTV: Tensor | None = None,
+        pictured_B: Tensor | None = None,
+        vbert_texts: Texts | None = None,
+    ) -> Tensor:
+        """Outputs of all experts, L2-normalised, `(B, E, H)`.
+
+        Args:
+            texts: for every expert.
+            tower: `QUERY` or `ITEM`.
+            images_BTV, pictured_B: see `VBert.forward`.
+            vbert_texts: what VBert reads in place of `texts` (modality dropout).
+        """
+        outs = []
+        for name, expert in self.each.items():
+            if name == "vbert":
+                outs.append(expert(texts if vbert_texts is None else vbert_texts, tower, images_BTV, pictured_B))
+            elif name == "ftatt":
+                outs.append(expert(texts))
+            else:
+                outs.append(expert(texts, tower))
+        out_BEH = torch.stack([out.float() for out in outs], dim=1)
+        out_BEH = out_BEH + torch.einsum("beh,ehk->bek", out_BEH, self.tower_TEHH[tower])
+        return F.normalize(out_BEH, dim=2)
+
+
+def _embedding(rows: int, hidden: int, scale: float = 1.0) -> nn.Embedding:
+    table = nn.Embedding(rows, hidden)
+    nn.init.normal_(table.weight, std=scale * float(hidden) ** -0.5)
+    return table

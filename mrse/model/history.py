@@ -1,0 +1,110 @@
+"""What history says: attention over the items a shopper engaged with, and over the queries that led to an item.
+
+Both read expert outputs from a bank, not raw text: an item that a thousand shoppers touched is encoded once
+(arXiv 2408.14968, user portraits on the level of modalities).
+
+Shapes: B rows, M remembered things, E experts, H hidden size.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+ACTIONS = ("click", "add_to_cart", "order")
+_AGE_BUCKETS = 14
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a row remembers.
+
+    Attributes:
+        memory_BMEH: expert outputs of the remembered things.
+        known_BM: which places are filled.
+        action_BM: action codes (`action_code`); shoppers only.
+        age_BM: age buckets (`age_bucket`); shoppers only.
+        weight_BM: how much each thing counts, non-negative; items only.
+    """
+
+    memory_BMEH: Tensor
+    known_BM: Tensor
+    action_BM: Tensor | None = None
+    age_BM: Tensor | None = None
+    weight_BM: Tensor | None = None
+
+
+def action_code(action: str) -> int:
+    """The action's embedding row; 0 for an unknown one."""
+    return ACTIONS.index(action) + 1 if action in ACTIONS else 0
+
+
+def age_bucket(hours: float) -> int:
+    """The age's embedding row: one per doubling of hours, 0 below one hour.
+
+    >>> [age_bucket(h) for h in (0.0, 1.0, 24.0, 10_000.0)]
+    [0, 1, 4, 13]
+    """
+    return min(_AGE_BUCKETS - 1, int(math.log2(1.0 + max(0.0, hours))))
+
+
+class TargetAttention(nn.Module):
+    """For each expert, attention of a target over a memory, with a learned answer for "nothing fits"."""
+
+    def __init__(self, experts: int, hidden: int) -> None:
+        super().__init__()
+        # Starts as plain similarity: a query for shirts looks at shirts.
+        self.look_EHH = nn.Parameter(torch.eye(hidden).repeat(experts, 1, 1) * 4.0)
+        self.nothing_logit_E = nn.Parameter(torch.zeros(experts))
+        self.nothing_EH = nn.Parameter(torch.zeros(experts, hidden))
+
+    def forward(self, target_BEH: Tensor, memory_BMEH: Tensor, bias_BME: Tensor, known_BM: Tensor) -> Tensor:
+        """Summaries in the memory's own space, `(B, E, H)`; the learned "nothing" where no place is known."""
+        look_BEH = torch.einsum("beh,ehk->bek", target_BEH, self.look_EHH)
+        score_BME = torch.einsum("bek,bmek->bme", look_BEH, memory_BMEH) + bias_BME
+        score_BME = score_BME.masked_fill(~known_BM[:, :, None], float("-inf"))
+        nothing_B1E = self.nothing_logit_E.expand(len(target_BEH), 1, -1)
+        share_BME = torch.cat([score_BME, nothing_B1E], dim=1).softmax(dim=1)
+        summary_BEH = torch.einsum("bme,bmeh->beh", share_BME[:, :-1], memory_BMEH)
+        return summary_BEH + share_BME[:, -1, :, None] * self.nothing_EH
+
+
+class ShopperHistory(nn.Module):
+    """The shopper's taste, per expert, as the query calls it up: last items weighed by fit, action and age."""
+
+    def __init__(self, experts: int, hidden: int) -> None:
+        super().__init__()
+        self.attention = TargetAttention(experts, hidden)
+        self.action = nn.Embedding(len(ACTIONS) + 1, experts)
+        self.age = nn.Embedding(_AGE_BUCKETS, experts)
+        nn.init.zeros_(self.action.weight)
+        nn.init.zeros_(self.age.weight)
+
+    def forward(self, query_BEH: Tensor, memory: Memory) -> Tensor:
+        """`(B, E, H)`."""
+        if memory.action_BM is None or memory.age_BM is None:
+            raise ValueError("a shopper's memory needs actions and ages")
+        bias_BME = self.action(memory.action_BM) + self.age(memory.age_BM)
+        out_BEH: Tensor = self.attention(query_BEH, memory.memory_BMEH, bias_BME, memory.known_BM)
+        return out_BEH
+
+
+class ItemHistory(nn.Module):
+    """What an item was found by, per expert: the queries that led to it, weighed by how often."""
+
+    def __init__(self, experts: int, hidden: int) -> None:
+        super().__init__()
+        self.attention = TargetAttention(experts, hidden)
+        self.trust_E = nn.Parameter(torch.ones(experts))
+
+    def forward(self, item_BEH: Tensor, memory: Memory) -> Tensor:
+        """`(B, E, H)`."""
+        if memory.weight_BM is None:
+            raise ValueError("an item's memory needs weights")
+        bias_BME = torch.log1p(memory.weight_BM)[:, :, None] * F.softplus(self.trust_E)
+        out_BEH: Tensor = self.attention(item_BEH, memory.memory_BMEH, bias_BME, memory.known_BM)
+        return out_BEH

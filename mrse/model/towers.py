@@ -1,0 +1,175 @@
+"""The two towers: experts, histories, modality preferences, and the fusion into one vector (DSSM).
+
+The query side comes in two halves that can be computed apart and ahead: the query part (`encode_texts`) and the shopper
+part (a `Memory` of bank rows). Only `fuse_queries`, which is small, needs both.
+
+Shapes: B rows, E experts, H hidden size, D size of the final vector.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mrse.config import ModelConfig
+from mrse.model.experts import ITEM, QUERY, Experts
+from mrse.model.history import ItemHistory, Memory, ShopperHistory
+from mrse.model.inputs import Texts
+
+_PREFERENCE_HIDDEN = 32
+_HISTORY_START = 0.3
+
+
+@dataclass(frozen=True)
+class Fused:
+    """Final vectors.
+
+    Attributes:
+        vector_BD: L2-normalised.
+        preference_BE: how much each expert counted; rows sum to 1.
+    """
+
+    vector_BD: Tensor
+    preference_BE: Tensor
+
+
+class Preferences(nn.Module):
+    """Softmax weights over the experts, from what each expert says of the row and of its history."""
+
+    def __init__(self, experts: int, hidden: int) -> None:
+        super().__init__()
+        self.inner_EHK = nn.Parameter(torch.randn(experts, 2 * hidden, _PREFERENCE_HIDDEN) * (2 * hidden) ** -0.5)
+        self.outer_EK = nn.Parameter(torch.zeros(experts, _PREFERENCE_HIDDEN))
+        self.bias_E = nn.Parameter(torch.zeros(experts))
+
+    def forward(self, own_BEH: Tensor, history_BEH: Tensor) -> Tensor:
+        """`(B, E)`; starts uniform."""
+        inner_BEK = torch.tanh(torch.einsum("beh,ehk->bek", torch.cat([own_BEH, history_BEH], dim=2), self.inner_EHK))
+        return ((inner_BEK * self.outer_EK).sum(dim=2) + self.bias_E).softmax(dim=1)
+
+
+class Fusion(nn.Module):
+    """Expert outputs times preferences, concatenated with the history's, projected to one unit vector.
+
+    A linear part that starts from the principal directions of the aligned experts (`start_from`), and a residual part
+    that starts at zero: fusing begins with what aligning has learned.
+    """
+
+    def __init__(self, experts: int, hidden: int, dim: int, dropout: float) -> None:
+        super().__init__()
+        width = experts * hidden
+        self.own = nn.Linear(width, dim, bias=False)
+        self.history = nn.Linear(width, dim, bias=False)
+        self.inner = nn.Linear(2 * width, 2 * dim)
+        self.outer = nn.Linear(2 * dim, dim)
+        self.dropout = nn.Dropout(dropout)
+        nn.init.zeros_(self.outer.weight)
+        nn.init.zeros_(self.outer.bias)
+        nn.init.orthogonal_(self.own.weight)
+        self.history.weight.data = _HISTORY_START * self.own.weight.data
+
+    @torch.no_grad()
+    def start_from(self, directions_DW: Tensor) -> None:
+        """Set the linear part, `(D, E * H)`."""
+        self.own.weight.copy_(directions_DW)
+        self.history.weight.copy_(_HISTORY_START * directions_DW)
+
+    def forward(self, own_BEH: Tensor, history_BEH: Tensor, preference_BE: Tensor) -> Tensor:
+        """`(B, D)`, L2-normalised."""
+        experts = own_BEH.shape[1]
+        own_BW = (own_BEH * (experts * preference_BE)[:, :, None]).flatten(1)
+        history_BW = history_BEH.flatten(1)
+        both = self.dropout(F.gelu(self.inner(torch.cat([own_BW, history_BW], dim=1))))
+        return F.normalize(self.own(own_BW) + self.history(history_BW) + self.outer(both), dim=1)
+
+
+class Tower(nn.Module):
+    """One side after its experts: history, preferences, fusion."""
+
+    def __init__(self, model: ModelConfig, experts: int, history: ShopperHistory | ItemHistory | None) -> None:
+        super().__init__()
+        self.history = history
+        self.preferences = Preferences(experts, model.hidden) if model.preferences else None
+        self.fusion = Fusion(experts, model.hidden, model.dim, model.dropout)
+
+    def forward(self, own_BEH: Tensor, memory: Memory | None) -> Fused:
+        """Fuse one side; `memory` is ignored where the history is switched off, and must be given otherwise."""
+        history_BEH = torch.zeros_like(own_BEH)
+        if self.history is not None and memory is not None:
+            history_BEH = self.history(own_BEH, memory)
+        if self.preferences is not None:
+            preference_BE = self.preferences(own_BEH, history_BEH)
+        else:
+            preference_BE = own_BEH.new_full(own_BEH.shape[:2], 1.0 / own_BEH.shape[1])
+        return Fused(self.fusion(own_BEH, history_BEH, preference_BE), preference_BE)
+
+
+class Mrse(nn.Module):
+    """The whole model.
+
+    Args:
+        model: sizes and switches.
+        vocab_size: word pieces.
+        buckets: hashed n-grams.
+        image_dim: V of the frozen image encoder.
+        image_tokens: T of the frozen image encoder.
+        text_encoder: a Hugging Face encoder in place of Light-Bert's own layers.
+    """
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        vocab_size: int,
+        buckets: int,
+        image_dim: int,
+        image_tokens: int,
+        text_encoder: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.config = model
+        self.experts = Experts(model, vocab_size, buckets, image_dim, image_tokens, text_encoder)
+        E, H = len(self.experts.names), model.hidden
+        self.query_tower = Tower(model, E, ShopperHistory(E, H) if model.user_history else None)
+        self.item_tower = Tower(model, E, ItemHistory(E, H) if model.item_history else None)
+
+    def encode_texts(self, texts: Texts) -> Tensor:
+        """The query part: expert outputs of queries, `(B, E, H)`. A query has no picture."""
+        out_BEH: Tensor = self.experts(texts, QUERY)
+        return out_BEH
+
+    def encode_items(
+        self,
+        texts: Texts,
+        images_BTV: Tensor | None,
+        pictured_B: Tensor | None,
+        vbert_texts: Texts | None = None,
+    ) -> Tensor:
+        """Expert outputs of items, `(B, E, H)`; see `Experts.forward`."""
+        if not self.config.images:
+            images_BTV = pictured_B = None
+        out_BEH: Tensor = self.experts(texts, ITEM, images_BTV, pictured_B, vbert_texts)
+        return out_BEH
+
+    def fuse_queries(self, query_BEH: Tensor, memory: Memory | None) -> Fused:
+        """Query part and shopper part to final vectors."""
+        fused: Fused = self.query_tower(query_BEH, memory)
+        return fused
+
+    def fuse_items(self, item_BEH: Tensor, memory: Memory | None) -> Fused:
+        """Item part and the queries that led there to final vectors."""
+        fused: Fused = self.item_tower(item_BEH, memory)
+        return fused
+
+    @torch.no_grad()
+    def start_fusion(self, sample_BEH: Tensor) -> None:
+        """Start both fusions from the D principal directions of aligned expert outputs, `(B, E, H)`."""
+        wide_BW = sample_BEH.flatten(1)
+        _, vectors_WW = torch.linalg.eigh(wide_BW.T @ wide_BW)
+        directions_DW = vectors_WW.T.flip(0)[: self.config.dim]
+        if len(directions_DW) < self.config.dim:
+            directions_DW = F.pad(directions_DW, (0, 0, 0, self.config.dim - len(directions_DW)))
+        self.query_tower.fusion.start_from(directions_DW)
+        self.item_tower.fusion.start_from(directions_DW)

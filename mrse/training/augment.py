@@ -1,0 +1,74 @@
+"""Pairs that a shop's own text gives for nothing, and what training hides so that no expert leans on one thing.
+
+Shapes: B texts, L word pieces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mrse.model.inputs import Texts
+
+_TYPO_SHARE = 0.15
+_MAX_WORDS = 5
+_SHORTEST_TYPO = 4
+_LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+
+def pseudo_query(words: Sequence[str], rng: np.random.Generator) -> str:
+    """A query that the item with these words should be found by: a few of its words, sometimes misspelt.
+
+    Half are runs of words, half are words picked from anywhere in their order.
+    """
+    if not words:
+        return ""
+    count = int(rng.integers(1, min(_MAX_WORDS, len(words)) + 1))
+    if rng.random() < 0.5:
+        start = int(rng.integers(0, len(words) - count + 1))
+        picked = list(words[start : start + count])
+    else:
+        picked = [words[place] for place in np.sort(rng.choice(len(words), size=count, replace=False))]
+    return " ".join(_typo(word, rng) if rng.random() < _TYPO_SHARE else word for word in picked)
+
+
+def _typo(word: str, rng: np.random.Generator) -> str:
+    if len(word) < _SHORTEST_TYPO:
+        return word
+    place = int(rng.integers(1, len(word) - 1))
+    kind = int(rng.integers(0, 4))
+    if kind == 0:
+        return word[:place] + word[place + 1 :]
+    if kind == 1:
+        return word[:place] + word[place + 1] + word[place] + word[place + 2 :]
+    letter = word[place] if kind == 2 else _LETTERS[int(rng.integers(0, len(_LETTERS)))]
+    return word[:place] + letter + word[place + (kind == 3) :]
+
+
+def hide_pieces(texts: Texts, share: float) -> Texts:
+    """Hide a share of the word pieces from the transformers, by torch's generator; the first place (`[CLS]`) stays."""
+    if share == 0.0:
+        return texts
+    keep_BL = torch.rand(texts.inside_BL.shape) >= share
+    keep_BL[:, 0] = True
+    return replace(texts, inside_BL=texts.inside_BL & keep_BL)
+
+
+def drop_modalities(texts: Texts, pictured_B: Tensor, share: float) -> tuple[Texts, Tensor]:
+    """Take the picture from a share of the pictured items, and the text from as many others.
+
+    Returns:
+        The texts for VBert, where the chosen items' pieces are hidden, and which rows still show a picture.
+    """
+    if share == 0.0:
+        return texts, pictured_B
+    draw_B = torch.rand(len(pictured_B))
+    blind_B = pictured_B & (draw_B < share)
+    mute_B = pictured_B & (draw_B >= share) & (draw_B < 2 * share)
+    inside_BL = texts.inside_BL & ~mute_B[:, None]
+    inside_BL[:, 0] = True
+    return replace(texts, inside_BL=inside_BL), pictured_B & ~blind_B

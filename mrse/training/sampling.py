@@ -1,0 +1,131 @@
+"""Which examples, made-up pairs and negatives a step sees: a pure function of (seed, step), so a resumed run goes on
+exactly as an unbroken one.
+
+Shapes: M examples, B rows of a batch, C candidates, K hard negatives, N items.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mrse.training.data import Examples, Floats, Ints
+
+_ORDER, _SELF, _CATALOGUE, _HARD = range(4)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What one step works on.
+
+    Attributes:
+        example_rows: rows of the examples, all with the same item profiles in view.
+        self_items: items to make pairs from.
+        epoch: the item profiles in view; -1: none.
+    """
+
+    example_rows: Ints
+    self_items: Ints
+    epoch: int
+
+
+class Sampler:
+    """Batches of examples. Each batch is of one profile cut, so that no candidate shows a later profile than another
+    (an item could be told by how rich its profile is) and none shows the future."""
+
+    def __init__(self, examples: Examples, items: int, batch_size: int, self_pairs: float, seed: int) -> None:
+        self._epoch_M = examples.epoch_M
+        self._items = items
+        self._self = min(items, round(batch_size * self_pairs)) if len(examples) else min(items, batch_size)
+        self._real = max(1, batch_size - self._self)
+        self._seed = seed
+        self._groups = [np.flatnonzero(examples.epoch_M == epoch) for epoch in np.unique(examples.epoch_M)]
+        self._per_pass = sum(-(-len(group) // self._real) for group in self._groups)
+        self._pass = -1
+        self._batches: list[Ints] = []
+
+    def draw(self, step: int) -> Draw:
+        """The batch of a step."""
+        rng = np.random.default_rng([self._seed, _SELF, step])
+        self_items = rng.choice(self._items, size=self._self, replace=False).astype(np.int64)
+        if self._per_pass == 0:
+            return Draw(np.zeros(0, dtype=np.int64), self_items, -1)
+        number, place = divmod(step, self._per_pass)
+        if number != self._pass:
+            self._batches, self._pass = self._shuffled(number), number
+        rows = self._batches[place]
+        return Draw(rows, self_items, int(self._epoch_M[rows[0]]))
+
+    def _shuffled(self, number: int) -> list[Ints]:
+        rng = np.random.default_rng([self._seed, _ORDER, number])
+        batches = []
+        for group in self._groups:
+            batches += np.array_split(rng.permutation(group), -(-len(group) // self._real))
+        return [batches[place] for place in rng.permutation(len(batches))]
+
+
+def catalogue_items(seed: int, step: int, items: int, count: int) -> Ints:
+    """Uniform draws from the catalogue, without repeats, `(min(count, items),)`."""
+    rng = np.random.default_rng([seed, _CATALOGUE, step])
+    return rng.choice(items, size=min(count, items), replace=False).astype(np.int64)
+
+
+def pick_hard(hard_BK: Ints, count: int, seed: int, step: int) -> Ints:
+    """`count` known hard negatives of each row at random, `(B, count)`, -1 where a row has fewer."""
+    rng = np.random.default_rng([seed, _HARD, step])
+    order = np.argsort(np.where(hard_BK >= 0, rng.random(hard_BK.shape), 2.0), axis=1)[:, :count]
+    picked: Ints = np.take_along_axis(hard_BK, order, axis=1)
+    return picked
+
+
+def log_q(item_counts_N: Ints, items_C: Ints, real: int, self_made: int, drawn: int) -> Floats:
+    """Log of how often each candidate is expected in a step's sample.
+
+    A step holds `real` positives, drawn by how often an item is a positive, and `self_made` + `drawn` items drawn
+    uniformly (mixed negative sampling, Yang et al. 2020).
+
+    Args:
+        item_counts_N: how many examples each item is the positive of.
+        items_C: candidates.
+    """
+    by_log_C = item_counts_N[items_C] / max(1, int(item_counts_N.sum()))
+    expected_C = real * by_log_C + (self_made + drawn) / len(item_counts_N)
+    logs: Floats = np.log(np.maximum(expected_C, 1e-9)).astype(np.float32)
+    return logs
+
+
+class Exclusions:
+    """Which candidates are no negatives of a query: its asker's other known positives, and twins of its positive."""
+
+    def __init__(self, examples: Examples, twin_N: Ints) -> None:
+        """Args: twin_N: equal numbers are items that nothing tells apart."""
+        self._twin_N = twin_N
+        order = np.argsort(examples.asker_M, kind="stable")
+        self._items = examples.item_M[order]
+        askers = int(examples.asker_M.max(initial=-1)) + 1
+        self._starts = np.searchsorted(examples.asker_M[order], np.arange(askers + 1))
+
+    def mask(self, asker_B: Ints, target_B: Ints, items_C: Ints) -> NDArray[np.bool_]:
+        """`(B, C)`; a query's own target is never excluded.
+
+        Args:
+            asker_B: askers of the queries; -1: nobody's known positives apply.
+            target_B: column of each query's positive.
+            items_C: candidates, each once.
+        """
+        rows_B = np.arange(len(asker_B))
+        twin_C = self._twin_N[items_C]
+        mask_BC: NDArray[np.bool_] = twin_C[None, :] == twin_C[target_B][:, None]
+        column_N = np.full(len(self._twin_N), -1, dtype=np.int64)
+        column_N[items_C] = np.arange(len(items_C))
+        known = np.flatnonzero(asker_B >= 0)
+        sizes = (self._starts[1:] - self._starts[:-1])[asker_B[known]]
+        rows = np.repeat(known, sizes)
+        first = np.repeat(self._starts[asker_B[known]], sizes)
+        within = np.arange(len(rows)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        columns = column_N[self._items[first + within]]
+        mask_BC[rows[columns >= 0], columns[columns >= 0]] = True
+        mask_BC[rows_B, target_B] = False
+        return mask_BC

@@ -1,0 +1,258 @@
+"""The two kinds of step: align the experts, then train the fusion over them.
+
+Shapes: B rows of a batch (examples, then self-made pairs), P distinct positives, C candidates (the positives, then
+items drawn from the catalogue), K hard negatives of a row, E experts, H hidden, D size of the vectors, N items.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mrse.config import TrainConfig
+from mrse.features.text import split_words
+from mrse.model.encode import ItemQueries, item_bank, query_bank
+from mrse.model.history import Memory
+from mrse.model.inputs import concatenated
+from mrse.model.loss import hnst, mnsce
+from mrse.model.retriever import Retriever
+from mrse.training.augment import drop_modalities, hide_pieces, pseudo_query
+from mrse.training.data import Ints, Shop, Shoppers
+from mrse.training.sampling import Draw, Exclusions, Sampler, catalogue_items, log_q, pick_hard
+
+_PSEUDO = 4
+_BANK_BATCH = 512
+
+
+@dataclass
+class Banks:
+    """Expert outputs of every item and every query, refreshed now and then without gradient.
+
+    Attributes:
+        items_NEH, queries_QEH: float16.
+    """
+
+    items_NEH: Tensor
+    queries_QEH: Tensor
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What the experts say of a batch.
+
+    Attributes:
+        query_BEH: with gradient.
+        positive_PEH: with gradient.
+        positives_P: item rows, distinct.
+        target_B: each row's place in `positives_P`.
+    """
+
+    query_BEH: Tensor
+    positive_PEH: Tensor
+    positives_P: Ints
+    target_B: Ints
+
+
+class Steps:
+    """Losses of a step, from its number."""
+
+    def __init__(self, config: TrainConfig, retriever: Retriever, shop: Shop) -> None:
+        self.config = config
+        self.retriever = retriever
+        self.model = retriever.model
+        self.shop = shop
+        self.sampler = Sampler(shop.examples, len(shop.item_ids), config.batch_size, config.self_pairs, config.seed)
+        self._words = [split_words(text) for text in shop.item_strings]
+        self._counts_N = np.bincount(shop.examples.item_M, minlength=len(shop.item_ids)).astype(np.int64)
+        same_text = _numbered(shop.item_strings)
+        self._twins_by_text = Exclusions(shop.examples, same_text)
+        # For a query from the logs a picture can tell two equal titles apart; for one made from the title it cannot.
+        self._twins = Exclusions(shop.examples, _numbered(list(zip(same_text, shop.pictures.row_N, strict=True))))
+        self._bfloat16 = use_bfloat16(config.precision)
+
+    def precision(self) -> AbstractContextManager[object]:
+        """Where the experts run: bfloat16 matrix products on CPUs that are fast at them, weights in float32."""
+        return torch.autocast("cpu", dtype=torch.bfloat16, enabled=self._bfloat16)
+
+    def refresh(self) -> Banks:
+        """New banks. Costs about as much as 20 steps for 5,000 items."""
+        with self.precision():
+            return Banks(
+                item_bank(self.model, self.shop.item_texts, self.shop.pictures, _BANK_BATCH),
+                query_bank(self.model, self.shop.query_texts, _BANK_BATCH),
+            )
+
+    def align(self, step: int) -> dict[str, Tensor]:
+        """Phase 1: each expert alone matches queries and items by a softmax over the batch; their mean."""
+        draw = self.sampler.draw(step)
+        batch = self._encode(draw, step)
+        excluded_BP = self._excluded(draw, batch, batch.positives_P)
+        log_q_P = self._log_q(draw, batch.positives_P, 0)
+        losses = {
+            f"align_{name}": mnsce(
+                batch.query_BEH[:, place],
+                batch.positive_PEH[:, place],
+                torch.from_numpy(batch.target_B),
+                self.config.loss.temperature,
+                log_q_P,
+                excluded_BP,
+                self._weights(draw),
+            )
+            for place, name in enumerate(self.model.experts.names)
+        }
+        return {"loss": torch.stack(list(losses.values())).mean(), **losses}
+
+    def fuse(self, step: int, banks: Banks) -> dict[str, Tensor]:
+        """Phase 2: the hybrid loss on fused vectors.
+
+        Positives are encoded anew, with gradient; catalogue negatives, hard negatives and histories come from the bank
+        (a stale negative costs a gather, a fresh one two transformers; cross-batch memory, Wang et al. 2020).
+        """
+        loss = self.config.loss
+        draw = self.sampler.draw(step)
+        batch = self._encode(draw, step)
+        weight_B = self._weights(draw)
+        drawn = catalogue_items(self.config.seed, step, len(self._counts_N), loss.catalogue_negatives)
+        drawn = drawn[~np.isin(drawn, batch.positives_P)]
+        items_C = np.concatenate([batch.positives_P, drawn])
+        hard_BK = self._hard(draw, step)
+        hard_H = np.unique(hard_BK[hard_BK >= 0])
+        item_D = self._fuse_items(batch.positive_PEH, np.concatenate([drawn, hard_H]), batch.positives_P, draw, banks)
+        candidate_CD, hard_HD = item_D[: len(items_C)], item_D[len(items_C) :]
+        query_BD = self.model.fuse_queries(batch.query_BEH, self._shopper_memory(draw, banks)).vector_BD
+        target_B = torch.from_numpy(batch.target_B)
+        parts: dict[str, Tensor] = {}
+        if loss.alpha:
+            parts["mnsce"] = mnsce(
+                query_BD,
+                candidate_CD,
+                target_B,
+                loss.temperature,
+                self._log_q(draw, items_C, loss.catalogue_negatives),
+                self._excluded(draw, batch, items_C),
+                weight_B,
+            )
+        if loss.beta and len(hard_H):
+            known_BK = hard_BK >= 0
+            place_BK = np.searchsorted(hard_H, np.where(known_BK, hard_BK, hard_H[0]))
+            negative_BKD = hard_HD[torch.from_numpy(place_BK)]
+            known = torch.from_numpy(known_BK)
+            parts["hnst"] = hnst(query_BD, candidate_CD[target_B], negative_BKD, known, loss.margin, weight_B)
+        elif loss.beta:
+            parts["hnst"] = query_BD.sum() * 0.0
+        total = loss.alpha * parts.get("mnsce", torch.zeros(())) + loss.beta * parts.get("hnst", torch.zeros(()))
+        return {"loss": total, **parts}
+
+    def _encode(self, draw: Draw, step: int) -> Encoded:
+        examples, config = self.shop.examples, self.config.model
+        queries, query_place = np.unique(examples.query_M[draw.example_rows], return_inverse=True)
+        rng = np.random.default_rng([self.config.seed, _PSEUDO, step])
+        made = self.retriever.query_texts([pseudo_query(self._words[item], rng) for item in draw.self_items])
+        positives_P, target_B = np.unique(
+            np.concatenate([examples.item_M[draw.example_rows], draw.self_items]), return_inverse=True
+        )
+        asked = concatenated(self.shop.query_texts.batch(queries), made.batch(np.arange(len(made))))
+        # Rows of examples share the encoding of their query; every self-made pair has its own.
+        row_B = np.concatenate([query_place, len(queries) + np.arange(len(made))])
+        with self.precision():
+            query_UEH = self.model.encode_texts(hide_pieces(asked, config.word_dropout))
+            texts = hide_pieces(self.shop.item_texts.batch(positives_P), config.word_dropout)
+            images_BTV, pictured_B = self.shop.pictures.batch(positives_P)
+            seen = texts
+            if pictured_B is not None:
+                seen, pictured_B = drop_modalities(texts, pictured_B, config.modality_dropout)
+            positive_PEH = self.model.encode_items(texts, images_BTV, pictured_B, seen)
+        return Encoded(query_UEH[torch.from_numpy(row_B)], positive_PEH, positives_P, target_B)
+
+    def _fuse_items(self, fresh_PEH: Tensor, banked: Ints, positives_P: Ints, draw: Draw, banks: Banks) -> Tensor:
+        own_BEH = torch.cat([fresh_PEH, banks.items_NEH[torch.from_numpy(banked)].float()])
+        memory: Memory | None = None
+        if self.config.model.item_history:
+            profiles: ItemQueries = self.shop.item_queries(draw.epoch)
+            memory = self._forget(profiles.memory(np.concatenate([positives_P, banked]), banks.queries_QEH))
+        return self.model.fuse_items(own_BEH, memory).vector_BD
+
+    def _shopper_memory(self, draw: Draw, banks: Banks) -> Memory | None:
+        if not self.config.model.user_history:
+            return None
+        real = shopper_memory(self.shop.examples.shoppers, draw.example_rows, banks)
+        rows = len(draw.self_items)  # nobody asks a self-made query
+        return self._forget(
+            Memory(
+                memory_BMEH=_padded(real.memory_BMEH, rows),
+                known_BM=_padded(real.known_BM, rows),
+                action_BM=_padded(real.action_BM, rows),
+                age_BM=_padded(real.age_BM, rows),
+            )
+        )
+
+    def _forget(self, memory: Memory) -> Memory:
+        keep_B = torch.rand(len(memory.known_BM)) >= self.config.model.history_dropout
+        return Memory(
+            memory.memory_BMEH,
+            memory.known_BM & keep_B[:, None],
+            memory.action_BM,
+            memory.age_BM,
+            memory.weight_BM,
+        )
+
+    def _hard(self, draw: Draw, step: int) -> Ints:
+        loss = self.config.loss
+        if not loss.beta or not loss.hard_negatives:
+            return np.full((len(draw.example_rows) + len(draw.self_items), 1), -1, dtype=np.int64)
+        real_BK = pick_hard(self.shop.examples.hard_MK[draw.example_rows], loss.hard_negatives, self.config.seed, step)
+        return np.concatenate([real_BK, np.full((len(draw.self_items), real_BK.shape[1]), -1, dtype=np.int64)])
+
+    def _log_q(self, draw: Draw, items_C: Ints, drawn: int) -> Tensor | None:
+        if not self.config.loss.logq:
+            return None
+        sizes = len(draw.example_rows), len(draw.self_items), min(drawn, len(self._counts_N))
+        return torch.from_numpy(log_q(self._counts_N, items_C, *sizes))
+
+    def _excluded(self, draw: Draw, batch: Encoded, items_C: Ints) -> Tensor:
+        real = len(draw.example_rows)
+        nobody = np.full(len(draw.self_items), -1, dtype=np.int64)
+        asker_B = self.shop.examples.asker_M[draw.example_rows]
+        by_log = self._twins.mask(asker_B, batch.target_B[:real], items_C)
+        by_text = self._twins_by_text.mask(nobody, batch.target_B[real:], items_C)
+        return torch.from_numpy(np.concatenate([by_log, by_text]))
+
+    def _weights(self, draw: Draw) -> Tensor:
+        real_B = self.shop.examples.weight_M[draw.example_rows]
+        return torch.from_numpy(np.concatenate([real_B, np.ones(len(draw.self_items), dtype=np.float32)]))
+
+
+def shopper_memory(shoppers: Shoppers, rows_B: Ints, banks: Banks) -> Memory:
+    """What the shoppers at `rows_B` remember, from the bank, cut to the longest."""
+    item_BM = shoppers.item_ML[rows_B]
+    longest = 1 + int(np.flatnonzero((item_BM >= 0).any(axis=0)).max(initial=0))
+    item_BM = item_BM[:, :longest]
+    return Memory(
+        memory_BMEH=banks.items_NEH[torch.from_numpy(np.maximum(item_BM, 0))].float(),
+        known_BM=torch.from_numpy(item_BM >= 0),
+        action_BM=torch.from_numpy(shoppers.action_ML[rows_B, :longest]),
+        age_BM=torch.from_numpy(shoppers.age_ML[rows_B, :longest]),
+    )
+
+
+def use_bfloat16(precision: str) -> bool:
+    """Whether to run the experts in bfloat16; `auto` asks the CPU for bfloat16 arithmetic."""
+    if precision != "auto":
+        return precision == "bfloat16"
+    abilities = torch.cpu.get_capabilities()
+    return any(bool(abilities.get(name)) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def _padded(x: Tensor | None, rows: int) -> Tensor:
+    assert x is not None
+    return torch.cat([x, x.new_zeros(rows, *x.shape[1:])])
+
+
+def _numbered(things: Sequence[object]) -> Ints:
+    number: dict[object, int] = {}
+    return np.array([number.setdefault(thing, len(number)) for thing in things], dtype=np.int64)

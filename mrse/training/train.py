@@ -1,0 +1,250 @@
+"""Training: align the experts, fuse them, keep the best.
+
+Cost on two cores with the default parameters: about two minutes for 5,000 items and 30,000 examples, under 2 GB.
+Every random choice follows from (seed, step), so that a run that was killed and goes on gives the weights of an
+unbroken one (on the same machine, with the same number of threads).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from mrse.component import read_json
+from mrse.config import TrainConfig
+from mrse.errors import TrainingFailed
+from mrse.model.retriever import Retriever
+from mrse.progress import say, track
+from mrse.training import checkpoint
+from mrse.training.checkpoint import Checkpoint
+from mrse.training.data import Shop, load_shop
+from mrse.training.optimiser import Optimisers
+from mrse.training.steps import Banks, Steps
+from mrse.training.valid import check_collapse, evaluate
+
+Row = tuple[int, dict[str, float]]
+OnMetrics = Callable[[int, dict[str, float]], None]
+
+_RELEVANT_GRADE = 0.7
+_START_SAMPLE = 4096
+_LOSS_EVERY = 10
+
+
+@dataclass(frozen=True)
+class TrainReport:
+    """What a run did.
+
+    Attributes:
+        metrics: flat final metrics.
+        losses, valid: curves, rows of (step, values).
+        fingerprint: of the package.
+        resumed_from: the step it went on from; 0 for a run from the start.
+    """
+
+    metrics: dict[str, float]
+    losses: list[Row]
+    valid: list[Row]
+    fingerprint: str
+    resumed_from: int
+
+
+def train(
+    config: TrainConfig,
+    features: Path,
+    clean: Path,
+    profiles: Path,
+    workspace: Path,
+    out: Path,
+    on_metrics: OnMetrics,
+    cache_dir: Path | None = None,
+) -> TrainReport:
+    """Train a challenger and write its package.
+
+    Args:
+        config: the `train` section.
+        features: `data/features`.
+        clean: `data/clean`.
+        profiles: `data/profiles`.
+        workspace: what relative paths of the features start from.
+        out: the package's folder; written when training has ended.
+        on_metrics: called with (step, values) as they come.
+        cache_dir: where checkpoints live (`<cache_dir>/train/<hash>`); None: no checkpoints. They stay until
+            `checkpoint.clear`, so that a failure after training costs no second training.
+
+    Raises:
+        DataError: an input is missing or broken.
+        TrainingFailed: nothing to learn from, a loss that is not finite, or a collapsed expert.
+    """
+    started = time.perf_counter()
+    torch.manual_seed(config.seed)
+    text_encoder = read_json(features / "features.json").get("text_encoder")
+    retriever = Retriever.create(config.model, features, text_encoder)
+    shop = load_shop(retriever, features, clean, profiles, _RELEVANT_GRADE, config.valid_requests)
+    if len(shop.examples) == 0 and config.self_pairs == 0:
+        raise TrainingFailed(f"{profiles / 'examples.parquet'}: no training example, and train.self_pairs is 0")
+    folder = None
+    if cache_dir is not None:
+        key = checkpoint.run_key(config.model_dump_json(), _input_files(features, clean, profiles))
+        checkpoint.clear(cache_dir / "train", but=key)
+        folder = cache_dir / "train" / key
+    run = Run(config, retriever, shop, on_metrics, folder)
+    run.resume()
+    say(f"train: {len(shop.examples)} examples, {len(shop.item_ids)} items, {len(shop.requests)} validation requests")
+    run.go()
+    retriever.save(out)
+    metrics = run.final_metrics() | {f"dropped_{reason}": float(n) for reason, n in shop.dropped.items()}
+    metrics |= {"seconds": time.perf_counter() - started, "parameters": float(_parameters(retriever.model))}
+    return TrainReport(metrics, run.losses, run.valid, retriever.fingerprint, run.resumed_from)
+
+
+class Run:
+    """One training run and its state: weights, optimiser, banks, curves, the best weights so far."""
+
+    def __init__(
+        self, config: TrainConfig, retriever: Retriever, shop: Shop, on_metrics: OnMetrics, folder: Path | None
+    ) -> None:
+        self.config = config
+        self.model = retriever.model
+        self.steps = Steps(config, retriever, shop)
+        self.optimisers = Optimisers(config, self.model)
+        self.total = config.align_steps + config.fuse_steps
+        self.losses: list[Row] = []
+        self.valid: list[Row] = []
+        self.resumed_from = 0
+        self._on_metrics = on_metrics
+        self._folder = folder
+        self._step = 0
+        self._banks: Banks | None = None
+        self._best: dict[str, Tensor] = {}
+        self._best_recall = -1.0
+        self._best_step = 0
+        self._sums: dict[str, float] = {}
+        self._counted = 0
+
+    def go(self) -> None:
+        """Train from where it stands to the end, then put the weights to keep in place."""
+        self.model.train()
+        for step in track(range(self._step, self.total), "training", unit="step"):
+            self._one(step)
+            self._step = step + 1
+            if self._folder is not None and self._step % self.config.checkpoint_every == 0:
+                checkpoint.save(self._folder, self._state())
+        if self.config.keep == "best" and self._best:
+            self.model.load_state_dict(self._best)
+        self.model.eval()
+
+    def final_metrics(self) -> dict[str, float]:
+        """The last losses and the scores of the weights that are kept."""
+        kept_step = self._best_step if self.config.keep == "best" and self._best else self.total
+        kept = dict(self.valid).get(kept_step, {})
+        last = {f"last_{name}": value for name, value in (self.losses[-1][1] if self.losses else {}).items()}
+        return {"kept_step": float(kept_step), "steps": float(self.total), **last, **kept}
+
+    def resume(self) -> None:
+        """Go on from the last checkpoint, when there is one."""
+        found = checkpoint.load(self._folder) if self._folder is not None else None
+        if found is None:
+            return
+        self._restore(found)
+        self.resumed_from = found.step
+        say(f"train: going on from step {found.step} of {self.total}")
+
+    def _one(self, step: int) -> None:
+        torch.manual_seed(self.config.seed * 1_000_003 + step)
+        fusing = step >= self.config.align_steps
+        if fusing:
+            self._refresh_when_due(step - self.config.align_steps)
+        parts = self.steps.fuse(step, self._held()) if fusing else self.steps.align(step)
+        values = {name: float(value.detach()) for name, value in parts.items()}
+        if not all(math.isfinite(value) for value in values.values()):
+            raise TrainingFailed(f"step {step}: the loss is not finite ({values}); lower train.learning_rate")
+        self.optimisers.step(parts["loss"], step)
+        self._count(step, values)
+        done = step + 1 - self.config.align_steps
+        if fusing and (done % self.config.eval_every == 0 or step + 1 == self.total):
+            self._evaluate(step + 1)
+
+    def _held(self) -> Banks:
+        if self._banks is None:
+            raise RuntimeError("fusing without banks")
+        return self._banks
+
+    def _refresh_when_due(self, fuse_step: int) -> None:
+        if fuse_step == 0:
+            self._banks = self.steps.refresh()
+            sample = torch.linspace(0, len(self._banks.items_NEH) - 1, _START_SAMPLE).long()
+            self.model.start_fusion(self._banks.items_NEH[sample].float())
+            self._evaluate(self.config.align_steps, refreshed=True)
+        elif fuse_step % self.config.bank_refresh_steps == 0:
+            self._banks = self.steps.refresh()
+
+    def _evaluate(self, done: int, refreshed: bool = False) -> None:
+        if not refreshed:
+            self._banks = self.steps.refresh()
+        scores = evaluate(self.steps, self._held(), self.config.valid_k)
+        row = scores.flat(self.config.valid_k)
+        self.valid.append((done, row))
+        self._on_metrics(done, row)
+        say(f"train: step {done}: " + ", ".join(f"{name} {value:.4f}" for name, value in row.items()))
+        if done == self.total:
+            check_collapse(scores, self.config.min_expert_share, self.config.min_rank)
+        if scores.recall is not None and scores.recall > self._best_recall:
+            self._best_recall, self._best_step = scores.recall, done
+            self._best = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+
+    def _count(self, step: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+        self._counted += 1
+        if self._counted == _LOSS_EVERY or step + 1 in (self.config.align_steps, self.total):
+            row = {name: total / self._counted for name, total in self._sums.items()}
+            self.losses.append((step + 1, row))
+            self._on_metrics(step + 1, row)
+            self._sums, self._counted = {}, 0
+
+    def _state(self) -> Checkpoint:
+        tensors = {f"model/{name}": value for name, value in self.model.state_dict().items()}
+        tensors |= {f"best/{name}": value for name, value in self._best.items()}
+        tensors |= {f"optimiser/{name}": value for name, value in self.optimisers.state().items()}
+        if self._banks is not None:
+            tensors |= {"bank/items": self._banks.items_NEH, "bank/queries": self._banks.queries_QEH}
+        notes = {
+            "losses": self.losses,
+            "valid": self.valid,
+            "best_recall": self._best_recall,
+            "best_step": self._best_step,
+            "sums": self._sums,
+            "counted": self._counted,
+        }
+        return Checkpoint(self._step, tensors, notes)
+
+    def _restore(self, found: Checkpoint) -> None:
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {n.removeprefix(prefix): t for n, t in found.tensors.items() if n.startswith(prefix)}
+
+        self.model.load_state_dict(part("model/"))
+        self._best = part("best/")
+        self.optimisers.restore(part("optimiser/"))
+        bank = part("bank/")
+        self._banks = Banks(bank["items"], bank["queries"]) if bank else None
+        self.losses = [(int(step), dict(row)) for step, row in found.notes["losses"]]
+        self.valid = [(int(step), dict(row)) for step, row in found.notes["valid"]]
+        self._best_recall, self._best_step = found.notes["best_recall"], found.notes["best_step"]
+        self._sums, self._counted = dict(found.notes["sums"]), found.notes["counted"]
+        self._step = found.step
+
+
+def _input_files(features: Path, clean: Path, profiles: Path) -> list[Path]:
+    files = [clean / "items.parquet"]
+    files += [profiles / name for name in ("examples.parquet", "requests.parquet", "items.parquet")]
+    return files + sorted(path for path in features.rglob("*") if path.is_file())
+
+
+def _parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())

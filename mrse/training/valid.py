@@ -1,0 +1,110 @@
+"""Scores during training: recall on the validation requests by exact search, and signs of collapse.
+
+Shapes: M requests, N items, D size of the vectors, E experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mrse.errors import TrainingFailed
+from mrse.model.encode import fuse_catalogue, inference
+from mrse.training.steps import Banks, Steps, shopper_memory
+
+_BATCH = 256
+_RANK_SAMPLE = 2048
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One evaluation.
+
+    Attributes:
+        recall: mean share of a request's relevant items among its k nearest; None without requests.
+        rank: effective rank of the item vectors.
+        query_share, item_share: mean preference of each expert, by name; queries only where there are requests.
+    """
+
+    recall: float | None
+    rank: float
+    query_share: dict[str, float]
+    item_share: dict[str, float]
+
+    def flat(self, k: int) -> dict[str, float]:
+        """As one row of metrics."""
+        row = {} if self.recall is None else {"recall": self.recall}
+        row["effective_rank"] = self.rank
+        row |= {f"query_share_{name}": share for name, share in self.query_share.items()}
+        return row | {f"item_share_{name}": share for name, share in self.item_share.items()}
+
+
+def evaluate(steps: Steps, banks: Banks, k: int) -> Scores:
+    """Score the model as it is. Costs about 0.2 s per 1,000 requests over 5,000 items, on fresh banks."""
+    shop, model = steps.shop, steps.model
+    requests = shop.requests
+    # The oldest profiles that any request may see: never too new for one.
+    epoch = int(requests.epoch_M.min(initial=len(shop.profiles) - 1))
+    item_ND, share_NE = fuse_catalogue(model, banks.items_NEH, shop.item_queries(epoch), banks.queries_QEH, 2048)
+    rank = effective_rank(item_ND[torch.linspace(0, len(item_ND) - 1, min(len(item_ND), _RANK_SAMPLE)).long()])
+    hits, shares = [], []
+    with inference(model):
+        for start in range(0, len(requests), _BATCH):
+            rows_B = np.arange(start, min(start + _BATCH, len(requests)))
+            own_BEH = banks.queries_QEH[torch.from_numpy(requests.query_M[rows_B])].float()
+            fused = model.fuse_queries(own_BEH, shopper_memory(requests.shoppers, rows_B, banks))
+            top_BK = (fused.vector_BD @ item_ND.T).topk(min(k, len(item_ND)), dim=1).indices.numpy()
+            hits += recalls(top_BK, [requests.relevant[row] for row in rows_B])
+            shares.append(fused.preference_BE)
+    names = model.experts.names
+    return Scores(
+        recall=float(np.mean(hits)) if hits else None,
+        rank=rank,
+        query_share=dict(zip(names, torch.cat(shares).mean(dim=0).tolist(), strict=True)) if shares else {},
+        item_share=dict(zip(names, share_NE.mean(dim=0).tolist(), strict=True)),
+    )
+
+
+def recalls(
+    top_BK: np.ndarray[tuple[int, int], np.dtype[np.int64]],
+    relevant: Sequence[np.ndarray[tuple[int], np.dtype[np.int64]]],
+) -> list[float]:
+    """Share of each row's relevant items that are among its nearest."""
+    return [float(np.isin(wanted, top).mean()) for top, wanted in zip(top_BK, relevant, strict=True)]
+
+
+def effective_rank(x_ND: Tensor) -> float:
+    """Over how many directions vectors spread: exp of the entropy of the squared singular values' shares (Roy and
+    Vetterli 2007). 1 when all are parallel, D when they fill the space evenly.
+
+    >>> round(effective_rank(torch.eye(4)), 3)
+    4.0
+    """
+    share = torch.linalg.svdvals(x_ND.double()) ** 2
+    share = share / share.sum().clamp(min=1e-12)
+    share = share[share > 1e-12]
+    return float(torch.exp(-(share * share.log()).sum()))
+
+
+def check_collapse(scores: Scores, min_share: float, min_rank: float) -> None:
+    """Stop a run whose model has given up on an expert or maps all items to one place.
+
+    Raises:
+        TrainingFailed: naming the expert and its share, or the rank.
+    """
+    for side, shares in (("queries", scores.query_share), ("items", scores.item_share)):
+        for name, share in shares.items():
+            if share < min_share:
+                raise TrainingFailed(
+                    f"expert {name} collapsed: its mean preference over {side} is {share:.4f}, below "
+                    f"train.min_expert_share = {min_share}; switch it off (train.model.experts.{name}) or train longer"
+                )
+    if scores.rank < min_rank:
+        raise TrainingFailed(
+            f"the item vectors collapsed: effective rank {scores.rank:.2f}, below train.min_rank = {min_rank}; "
+            "lower train.learning_rate or raise train.loss.catalogue_negatives"
+        )
