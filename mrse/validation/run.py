@@ -88,7 +88,7 @@ class Run:
     @property
     def warnings(self) -> list[str]:
         """What the report should point at."""
-        return [warning for run in self.suites for warning in run.warnings] + self.notes
+        return [warning for run in self.suites for warning in run.warnings]
 
     def check(self, suite: Any, frame: pd.DataFrame, batch: str) -> list[Hit]:
         """Run a suite, keep its result, and return the rows that broke a rule."""
@@ -308,6 +308,7 @@ def report(run: Run) -> dict[str, Any]:
         "status": "failed" if run.failures else "passed",
         "failures": run.failures,
         "warnings": run.warnings,
+        "notes": run.notes,
         "window": {"start": run.meta.start.isoformat(), "end": run.meta.end.isoformat()},
         "source": run.meta.source,
         "simulated": run.meta.simulated,
@@ -463,12 +464,19 @@ def _sound(table: pa.Table, name: str) -> pa.Table:
     try:
         table.validate(full=True)
     except pa.ArrowInvalid:
-        schema = pa.schema([*contract.SCHEMAS[name]])
-        extras = [column for column in table.schema if column.name not in schema.names]
-        whole = table.combine_chunks().to_batches()
-        mended = [contract.conform(batch, pa.schema([*schema, *extras]), name) for batch in whole]
-        return pa.Table.from_batches(mended)
+        return _mended(table, name)
     return table
+
+
+def _mended(table: pa.Table, name: str) -> pa.Table:
+    extras = [column for column in table.schema if column.name not in contract.SCHEMAS[name].names]
+    schema = pa.schema([*contract.SCHEMAS[name], *extras])
+    batches = [contract.conform(batch, schema, name) for batch in table.combine_chunks().to_batches()]
+    mended = pa.Table.from_batches(batches, schema).select(table.column_names)
+    for place, column in enumerate(table.schema):
+        if pa.types.is_dictionary(column.type):
+            mended = mended.set_column(place, column.name, mended.column(place).dictionary_encode())
+    return mended
 
 
 def _sorted(table: pa.Table, name: str) -> pa.Table:
