@@ -54,7 +54,7 @@ class Labels:
         cls, pairs: Sequence[Sequence[int]], gains: Sequence[Sequence[float]], items: int, relevant_from: float = 0.0
     ) -> Labels:
         """From one list of item positions and one list of gains per request; an item is named once per request."""
-        request = np.repeat(np.arange(len(pairs)), [len(row) for row in pairs])
+        request = np.repeat(np.arange(len(pairs)), np.array([len(row) for row in pairs], dtype=np.int64))
         item = np.array([i for row in pairs for i in row], dtype=np.int64)
         gain = np.array([g for row in gains for g in row], dtype=np.float64)
         keys = request * items + item

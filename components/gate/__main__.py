@@ -1,0 +1,21 @@
+"""The gate: challenger, champion and BM25 on the held-out window; `reports/decision.json` and its report out.
+
+A HOLD or a REJECT is a result, not a failure: the stage exits with 0 all the same, and the later stages do nothing.
+"""
+
+from pathlib import Path
+
+from mrse.component import run
+from mrse.config import Params
+from mrse.evaluation.run import run_gate
+
+
+def body(params: Params, workspace: Path) -> str:
+    """Read and write as `dvc.yaml` declares."""
+    sentence: str = run_gate(params, workspace)["sentence"]
+    print(sentence)
+    return "report in reports/gate/index.html"
+
+
+if __name__ == "__main__":
+    run("gate", body)

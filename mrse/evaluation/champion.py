@@ -1,0 +1,56 @@
+"""The model that is live now, or why it cannot be read: the gate never fails for want of a champion."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mrse import tracking
+from mrse.config import ServicesConfig
+from mrse.errors import MrseError
+from mrse.evaluation.gate import Reason
+from mrse.model.retriever import Retriever
+
+
+@dataclass(frozen=True)
+class Champion:
+    """The champion, `retriever` being `None` on the first run and where `concern` says why it cannot be read."""
+
+    retriever: Retriever | None = None
+    version: dict[str, Any] | None = None
+    concern: Reason | None = None
+
+
+def find_champion(services: ServicesConfig, folder: Path) -> Champion:
+    """Ask the registry for the champion and fetch its package into `folder`.
+
+    A champion that exists but cannot be read makes a HOLD: promoting would mean replacing it unseen.
+    """
+    try:
+        found = tracking.champion(services)
+    except MrseError as error:
+        return Champion(concern=_unreadable(f"The registry of models does not answer: {error}"))
+    if found is None:
+        return Champion()
+    version = {"model_name": found.name, "version": found.version, "run_id": found.run_id}
+    version["fingerprint"] = found.fingerprint
+    try:
+        retriever = Retriever.load(tracking.download_package(services, found, folder / "champion"))
+    except (MrseError, OSError, ValueError) as error:
+        return Champion(None, version, _unreadable(f"Champion {found.version} cannot be read: {error}"))
+    if found.fingerprint and retriever.fingerprint != found.fingerprint:
+        message = f"Champion {found.version} is not what was registered: its package has another fingerprint."
+        return Champion(None, version, _unreadable(message))
+    return Champion(retriever, version)
+
+
+def scratch(cache_dir: Path) -> tempfile.TemporaryDirectory[str]:
+    """A folder for the champion's package that goes away with the run."""
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    return tempfile.TemporaryDirectory(dir=cache_dir, prefix="gate.")
+
+
+def _unreadable(message: str) -> Reason:
+    return Reason("champion_unreadable", "HOLD", message)
