@@ -23,12 +23,21 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from mrse.component import read_json, write_json
+from mrse.component import write_json
 from mrse.config import IndexConfig, Params
 from mrse.data.contract import SnapshotMeta, read_items, read_meta
 from mrse.errors import DataError, IndexFailed
 from mrse.index.client import PREFIX, TEXT_BYTES, Stamp, Store, opened
-from mrse.index.layout import CHALLENGER, CHALLENGER_PACKAGE, CLEAN, DECISION, INDEX_JSON, PROFILES, SERVING
+from mrse.index.layout import (
+    CHALLENGER,
+    CHALLENGER_PACKAGE,
+    CLEAN,
+    DECISION,
+    INDEX_JSON,
+    PROFILES,
+    SERVING,
+    read_handed,
+)
 from mrse.index.verify import ids_fingerprint, verify
 from mrse.model.retriever import EncodedCatalogue, History, HistoryBank, Retriever, load_catalogue
 from mrse.progress import say, track
@@ -87,10 +96,10 @@ def build(params: Params, workspace: Path) -> dict[str, Any]:
         IndexFailed: vectors are unusable, or the collection is not what was asked for; what was built is dropped.
         ServiceError: Milvus cannot be reached.
     """
-    decision = read_json(workspace / DECISION)
+    decision = read_handed(workspace, DECISION, "gate")
     if decision["outcome"] != "PROMOTE":
         return _skip(workspace, f"the gate said {decision['outcome']}")
-    challenger = read_json(workspace / CHALLENGER)
+    challenger = read_handed(workspace, CHALLENGER, "train")
     services = params.services.under(workspace)
     retriever = _load(workspace, challenger)
     encoded = _embed(retriever, workspace, Path(services.cache_dir))

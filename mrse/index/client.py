@@ -236,8 +236,15 @@ class Store:
 
     def vectors(self, collection: str, item_ids: Sequence[str]) -> dict[str, NDArray[np.float32]]:
         """Stored vectors (D,) by item id; ids that are not there are left out."""
-        rows = self._call("get", collection, ids=list(item_ids), output_fields=["item_id", "vector"])
-        return {str(row["item_id"]): np.asarray(row["vector"], dtype=np.float32) for row in rows}
+        rows = self.fetch(collection, item_ids, ["vector"])
+        return {item_id: np.asarray(row["vector"], dtype=np.float32) for item_id, row in rows.items()}
+
+    def fetch(self, collection: str, item_ids: Sequence[str], fields: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """Stored fields by item id; ids that are not there are left out."""
+        if not item_ids:
+            return {}
+        rows = self._call("get", collection, ids=list(item_ids), output_fields=["item_id", *fields])
+        return {str(row["item_id"]): dict(row) for row in rows}
 
     def search(
         self,

@@ -1,6 +1,10 @@
 """Where the index stages read and write under a workspace (docs/contracts.md)."""
 
 from pathlib import Path
+from typing import Any
+
+from mrse.component import read_json
+from mrse.errors import DataError
 
 DECISION = Path("reports/decision.json")
 CHALLENGER = Path("models/challenger.json")
@@ -15,3 +19,17 @@ LIVE_JSON = Path("reports/live.json")
 def serving_artifact(collection: str) -> str:
     """Where a collection's serving folder lies among the artifacts of its model's run."""
     return f"serving/{collection}"
+
+
+def read_handed(workspace: Path, name: Path, stage: str) -> Any:
+    """Read the JSON file that a stage hands on.
+
+    Raises:
+        DataError: it is missing or broken; the message names the stage to run.
+    """
+    try:
+        return read_json(workspace / name)
+    except FileNotFoundError:
+        raise DataError(f"{workspace / name} is missing; run the {stage} stage first (`dvc repro {stage}`)") from None
+    except ValueError as error:
+        raise DataError(f"{workspace / name} is not JSON ({error}); run the {stage} stage again") from None

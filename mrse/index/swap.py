@@ -26,11 +26,11 @@ from typing import Any
 import numpy as np
 
 from mrse import tracking
-from mrse.component import read_json, write_json
+from mrse.component import write_json
 from mrse.config import Params, ServicesConfig, SwapConfig
 from mrse.errors import IndexFailed
 from mrse.index.client import ALIAS, Stamp, Store, opened
-from mrse.index.layout import CHALLENGER, DECISION, INDEX_JSON, LIVE_JSON, SERVING, serving_artifact
+from mrse.index.layout import CHALLENGER, DECISION, INDEX_JSON, LIVE_JSON, SERVING, read_handed, serving_artifact
 from mrse.index.lease import Lease, lease
 from mrse.index.verify import SCORE_TOLERANCE
 from mrse.progress import say
@@ -69,14 +69,14 @@ def swap(params: Params, workspace: Path) -> dict[str, Any]:
         ServiceError: Milvus or MLflow cannot be reached.
     """
     services = params.services.under(workspace)
-    index = read_json(workspace / INDEX_JSON)
+    index = read_handed(workspace, INDEX_JSON, "build_index")
     _record_decision(services, workspace)
     with lease(Path(services.state_dir), params.swap_index.lease_seconds) as held, opened(services) as store:
         before = reconcile(store, services)
         if index["status"] == "skipped":
             live = _report("unchanged", index["reason"], before)
         else:
-            stamp = _promised(store, index, read_json(workspace / CHALLENGER))
+            stamp = _promised(store, index, read_handed(workspace, CHALLENGER, "train"))
             publish(services, stamp, index["collection"], workspace / SERVING)
             _go_live(store, services, params.swap_index, index["collection"], held)
             cleanup(store, params.swap_index.keep_last, keep={index["collection"]})
@@ -260,10 +260,10 @@ def _earlier(store: Store, live: Live | None, to: int | None) -> str:
 
 def _record_decision(services: ServicesConfig, workspace: Path) -> None:
     """Tag the challenger's version with what the gate said, for `mrse runs`."""
-    decision = read_json(workspace / DECISION)
+    decision = read_handed(workspace, DECISION, "gate")
     primary = decision.get("primary") or {}
     tags = {"decision": decision["outcome"], "lift": primary.get("lift"), "metric": primary.get("metric")}
-    version = read_json(workspace / CHALLENGER)["version"]
+    version = read_handed(workspace, CHALLENGER, "train")["version"]
     tracking.tag_version(services, version, {key: str(value) for key, value in tags.items() if value is not None})
 
 

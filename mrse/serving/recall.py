@@ -119,6 +119,11 @@ class Reader:
         histories = None if users is None else [self.pair.shoppers.history(user) for user in users]
         return self.pair.retriever.encode_queries(queries, histories, self.pair.bank)
 
+    def pictures(self, item_ids: Sequence[str]) -> dict[str, str | None]:
+        """The image references of items, by id; items that the collection lacks are left out."""
+        rows = self._store.fetch(self.pair.collection, sorted(set(item_ids)), ["image"])
+        return {item_id: row["image"] or None for item_id, row in rows.items()}
+
     def follow(self) -> bool:
         """Move to the pair that is live now; True when it is another one than before."""
         target = self._target()

@@ -1,0 +1,238 @@
+"""The command line, `mrse`: ask the live index, see what is live and how it came to be, go back.
+
+Settings live in `params.yaml`, not in flags. Heavy libraries are imported by the command that needs them, so that
+`mrse --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from datetime import timedelta
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mrse import config
+from mrse.errors import DataError, MrseError
+
+if TYPE_CHECKING:
+    from mrse.serving.examples import Question
+    from mrse.serving.recall import Hit
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
+_params_file = Path("params.yaml")
+_MAX_TOP = 1000
+
+
+def main() -> None:
+    """Run the command line: an error that a user can mend is one message and exit status 1."""
+    try:
+        app()
+    except MrseError as error:
+        print(f"mrse: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"mrse {version('mrse')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    params: Annotated[Path, typer.Option(help="The parameter file; its folder is the workspace.")] = Path(
+        "params.yaml"
+    ),
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only results and errors.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", "-v", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """MRSE: multi-modal product search that keeps itself fresh. The pipeline itself runs by `dvc repro`."""
+    global _params_file
+    _params_file = params
+    if quiet:
+        os.environ["MRSE_QUIET"] = "1"
+
+
+@app.command()
+def search(
+    query: Annotated[list[str] | None, typer.Argument(help="What to look for; several are answered in turn.")] = None,
+    user: Annotated[str | None, typer.Option(help="The shopper who asks.")] = None,
+    top: Annotated[int, typer.Option(min=1, max=_MAX_TOP, help="How many items.")] = 10,
+    queries: Annotated[Path | None, typer.Option(help="Many queries: id<TAB>text[<TAB>user] per line.")] = None,
+    run: Annotated[Path | None, typer.Option(help="With --queries: where to write, in TREC run format.")] = None,
+    examples: Annotated[bool, typer.Option(help="Ask the shop's own frequent queries.")] = False,
+    html: Annotated[Path | None, typer.Option(help="Also write a page with the pictures.")] = None,
+) -> None:
+    """Search the live index."""
+    asked = [bool(query), queries is not None, examples]
+    if sum(asked) != 1:
+        raise DataError("give a QUERY, or --queries FILE --run OUT, or --examples")
+    if (queries is None) != (run is None):
+        raise DataError("--queries and --run go together")
+    if queries is not None and (user is not None or html is not None):
+        raise DataError("--user and --html do not go with --queries; the file may name a user per line")
+    if query and not all(text.strip() for text in query):
+        raise DataError("the query is empty")
+    params, workspace = _load()
+
+    from mrse.serving.recall import reading
+
+    with reading(params.services) as reader:
+        if queries is not None and run is not None:
+            from mrse.serving.batch import write_run
+
+            count = write_run(reader, queries, top, run)
+            print(f"{count} queries answered into {run}")
+            return
+        from mrse.serving.examples import Question, choose
+
+        if examples:
+            questions = choose(reader, workspace / "data/profiles/queries.parquet")
+        else:
+            questions = [Question(text, user) for text in query or []]
+            if user is not None and reader.pair.shoppers.history(user) is None:
+                print(f"mrse: shopper {user!r} has no history; searching as for a new one", file=sys.stderr)
+        answers = reader.search([q.text for q in questions], [q.user for q in questions], top)
+        for question, hits in zip(questions, answers, strict=True):
+            _print_answer(question, hits[:5] if examples else hits, heading=len(questions) > 1)
+        if html is not None:
+            from mrse.serving.page import write_page
+
+            write_page(reader, questions, answers, workspace, html)
+            print(f"The pictures are in {html}")
+
+
+@app.command()
+def status() -> None:
+    """What is live: which collection, model and data, since when, and whether everything agrees."""
+    params, workspace = _load()
+    from mrse.serving.status import describe
+
+    print(describe(params.services, workspace))
+
+
+@app.command()
+def runs(limit: Annotated[int, typer.Option(min=1, help="How many, newest first.")] = 20) -> None:
+    """Training runs and what became of them: version, window, decision, lift, live."""
+    params, _ = _load()
+    from mrse.serving.status import table_of_runs
+
+    print(table_of_runs(params.services, limit))
+
+
+@app.command()
+def simulate(
+    out: Annotated[Path, typer.Option(help="The folder to write to.")],
+    days: Annotated[int | None, typer.Option(min=1, help="How many days; default: snapshot.days.")] = None,
+) -> None:
+    """Write the simulated shop of `marketplace` as files that `source: files` reads."""
+    params, _ = _load()
+    from mrse.data.marketplace import simulate as write
+
+    stop = params.snapshot.stop
+    start = stop - timedelta(days=days or params.snapshot.days)
+    write(params.marketplace, start, stop, out)
+    print(
+        f"{out} holds {start:%Y-%m-%d} to {stop:%Y-%m-%d} of a simulated shop. To run on it, set in params.yaml:\n"
+        f"snapshot:\n  source: files\n  files:\n    items: {out}/items.parquet\n    events: {out}/events\n"
+        f"    judgments: {out}/judgments.parquet"
+        + (f"\n    image_root: zip://::{out}/images.zip" if (out / "images.zip").exists() else "")
+    )
+
+
+class Report(StrEnum):
+    """What `mrse show` shows."""
+
+    validation = "validation"
+    gate = "gate"
+    search = "search"
+    mlflow = "mlflow"
+
+
+_REPORTS = {
+    Report.validation: ("reports/validation/index.html", "dvc repro validate_logs"),
+    Report.gate: ("reports/gate/index.html", "dvc repro gate"),
+    Report.search: ("reports/search.html", "mrse search --examples --html reports/search.html"),
+}
+
+
+@app.command()
+def show(report: Annotated[Report, typer.Argument(help="Which report.")]) -> None:
+    """Open a report in the browser, or print where it is."""
+    params, workspace = _load()
+    if report is Report.mlflow:
+        uri = params.services.mlflow_uri
+        print(uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}")
+        return
+    name, made_by = _REPORTS[report]
+    path = workspace / name
+    if not path.is_file():
+        raise DataError(f"{path} is not there yet; `{made_by}` makes it")
+    print(path)
+    if sys.stdout.isatty() and (os.environ.get("DISPLAY") or sys.platform == "darwin"):
+        typer.launch(str(path))
+
+
+@app.command()
+def reconcile() -> None:
+    """Make MLflow's champion follow what is live, as every run of the pipeline does first."""
+    params, _ = _load()
+    from mrse.index import swap
+    from mrse.index.client import exists, opened
+    from mrse.index.lease import lease
+
+    if not exists(params.services):
+        print("Nothing is live yet.")
+        return
+    with (
+        lease(Path(params.services.state_dir), params.swap_index.lease_seconds),
+        opened(params.services) as store,
+    ):
+        live = swap.reconcile(store, params.services)
+    if live is None:
+        print("Nothing is live yet.")
+    elif not live.known:
+        raise DataError(
+            f"MLflow does not know version {live.stamp.model_version}, which is live as {live.collection}; is "
+            "services.mlflow_uri right?"
+        )
+    else:
+        print(f"Live is {live.collection}; champion is version {live.champion}.")
+
+
+@app.command()
+def rollback(
+    to: Annotated[int | None, typer.Option(help="The model version to go back to; default: the one before.")] = None,
+) -> None:
+    """Put an earlier collection live again, and its model version with it."""
+    params, workspace = _load()
+    from mrse.index import swap
+
+    live = swap.rollback(params, workspace, to)
+    print(f"Live is {live.collection}, model version {live.stamp.model_version}, since {live.stamp.since}.")
+
+
+def _load() -> tuple[config.Params, Path]:
+    """The parameters, with local services placed under the workspace, and the workspace."""
+    params = config.load(_params_file)
+    workspace = _params_file.parent
+    return params.model_copy(update={"services": params.services.under(workspace)}), workspace
+
+
+def _print_answer(question: Question, hits: list[Hit], heading: bool) -> None:
+    if heading:
+        print(f"\n{question.text}" + (f"  (shopper {question.user})" if question.user else ""))
+    if not hits:
+        print("  nothing found")
+    width = max((len(hit.item_id) for hit in hits), default=0)
+    for rank, hit in enumerate(hits, start=1):
+        price = "" if hit.price is None else f"  {hit.price:,.2f}"
+        print(f"{rank:3}  {hit.score:.3f}  {hit.item_id:<{width}}  {hit.title}{price}")

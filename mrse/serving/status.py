@@ -1,0 +1,135 @@
+"""What is live and how it came to be, in words: true in every state, from nothing at all to a swap cut in half.
+
+Milvus says what is live, MLflow which runs and versions there are; nothing is changed and nothing is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from mrse import tracking
+from mrse.config import ServicesConfig
+from mrse.index.client import Stamp, Store, exists, opened
+from mrse.index.layout import CHALLENGER, DECISION, read_handed
+from mrse.index.swap import Live, look
+
+_NOTHING = "nothing is live yet: no run of the pipeline has been promoted here"
+
+
+def describe(services: ServicesConfig, workspace: Path) -> str:
+    """The answer of `mrse status`.
+
+    Raises:
+        ServiceError: a service does not answer.
+        IndexFailed: the alias names a collection that MRSE did not build.
+    """
+    if not exists(services):
+        return "\n".join([_row("live", _NOTHING), *_newest(workspace, None)])
+    with opened(services) as store:
+        live = look(store, services)
+        rows = None if live is None else store.count(live.collection)
+        others = _others(store, live)
+    if live is None or rows is None:
+        return "\n".join([_row("live", _NOTHING), *others, *_newest(workspace, None)])
+    stamp = live.stamp
+    simulated = ", simulated shoppers" if stamp.simulated else ""
+    lines = [
+        _row("live", f"{live.collection} since {stamp.since or 'unknown'}"),
+        _row("model", f"version {stamp.model_version}, fingerprint {stamp.model_fingerprint[:12]}, run {stamp.run_id}"),
+        _row(
+            "data",
+            f"{stamp.window_start[:10]} to {stamp.window_end[:10]}{simulated}, fingerprint "
+            f"{stamp.snapshot_fingerprint[:12]}",
+        ),
+        _row("items", f"{rows:,}" if rows == stamp.rows else f"{rows:,}, but {stamp.rows:,} were verified: rebuild"),
+        _row("index", f"{stamp.index_type} {stamp.search_params or ''}".rstrip()),
+        _row("before", stamp.previous or "nothing"),
+        _row("champion", _champion(live)),
+    ]
+    return "\n".join([*lines, *others, *_newest(workspace, live)])
+
+
+def table_of_runs(services: ServicesConfig, limit: int) -> str:
+    """The answer of `mrse runs`."""
+    found = tracking.list_runs(services, limit)
+    if not found:
+        return "no training run yet"
+    live = _live_version(services)
+    header = ("version", "started", "run", "window", "decision", "lift", "live")
+    return _table([header, *(_run_row(run, live) for run in found)])
+
+
+def _run_row(run: tracking.TrainingRun, live: int | None) -> tuple[str, ...]:
+    version = run.version
+    tags = {**run.tags, **(version.tags if version else {})}
+    window = f"{tags['window_start'][:10]} to {tags['window_end'][:10]}" if "window_end" in tags else "-"
+    lift = f"{float(tags['lift']):+.4f} {tags.get('metric', '')}".rstrip() if "lift" in tags else "-"
+    decision = run.status.lower() if version is None else tags.get("decision", "not judged")
+    return (
+        "-" if version is None else str(version.version),
+        f"{run.started:%Y-%m-%d %H:%M}",
+        run.run_id[:8],
+        window,
+        decision,
+        lift,
+        "live" if version is not None and version.version == live else "",
+    )
+
+
+def _live_version(services: ServicesConfig) -> int | None:
+    if not exists(services):
+        return None
+    with opened(services) as store:
+        collection = store.target()
+        stamp = None if collection is None else store.stamp(collection)
+    return None if stamp is None else stamp.model_version
+
+
+def _champion(live: Live) -> str:
+    if not live.known:
+        return f"MLflow does not know version {live.stamp.model_version}: it is not the store that this index came from"
+    if live.champion == live.stamp.model_version:
+        return f"version {live.champion}, as live"
+    lag = "none" if live.champion is None else f"version {live.champion}"
+    return f"{lag}, but live is version {live.stamp.model_version}: `mrse reconcile` mends it"
+
+
+def _others(store: Store, live: Live | None) -> list[str]:
+    lines = []
+    for name, stamp in store.collections().items():
+        if live is None or name not in (live.collection, live.stamp.previous):
+            lines.append(_row("also", f"{name}, {_fate(stamp)}"))
+    return lines
+
+
+def _fate(stamp: Stamp | None) -> str:
+    if stamp is None:
+        return "without a stamp"
+    if stamp.state == "building":
+        return f"not verified: being built, or left by a killed run ({stamp.created})"
+    return f"kept to roll back to (was live {stamp.since})" if stamp.since else "verified, never live"
+
+
+def _newest(workspace: Path, live: Live | None) -> list[str]:
+    """The challenger that lies in the workspace, where it is not the one that is live."""
+    if not (workspace / CHALLENGER).exists():
+        return []
+    version = int(read_handed(workspace, CHALLENGER, "train")["version"])
+    if live is not None and version == live.stamp.model_version:
+        return []
+    decided = (workspace / DECISION).exists()
+    outcome = read_handed(workspace, DECISION, "gate") if decided else {}
+    if outcome.get("challenger", {}).get("version", version) != version:
+        outcome = {}
+    return [_row("newest", f"version {version}, {outcome.get('outcome', 'not judged yet')}")]
+
+
+def _row(name: str, value: str) -> str:
+    return f"{name:<10}{value}"
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)
