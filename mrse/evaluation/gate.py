@@ -143,27 +143,26 @@ def slice_lifts(config: GateConfig, window: Window, challenger_Q: Floats, refere
 
 
 def _untrusted(window: Window, scored: Scored, metric: str) -> Iterator[Reason]:
+    name = scored.name[:1].upper() + scored.name[1:]
     if scored.window != window.hash:
-        message = f"{scored.name} was scored on another window ({scored.window[:12]}, not {window.hash[:12]})."
+        message = f"{name} was scored on another window ({scored.window[:12]}, not {window.hash[:12]})."
         yield Reason("window_mismatch", "REJECT", message)
         return
     if list(scored.request_ids) != list(window.request_ids):
-        message = (
-            f"{scored.name} was scored on {len(scored.request_ids)} requests, not the {len(window.request_ids)} asked."
-        )
+        message = f"{name} was scored on {len(scored.request_ids)} requests, not the {len(window.request_ids)} asked."
         yield Reason("missing_requests", "REJECT", message)
         return
     if metric not in scored.values:
-        yield Reason("missing_metric", "REJECT", f"{scored.name} has no values of the primary metric {metric}.")
+        yield Reason("missing_metric", "REJECT", f"{name} has no values of the primary metric {metric}.")
         return
     values_Q = scored.values[metric]
     if values_Q.shape != (len(window.request_ids),):
-        message = f"{scored.name} has {len(values_Q)} values of {metric} for {len(window.request_ids)} requests."
+        message = f"{name} has {len(values_Q)} values of {metric} for {len(window.request_ids)} requests."
         yield Reason("missing_requests", "REJECT", message)
         return
     bad = int((~np.isfinite(values_Q)).sum())
     if bad:
-        message = f"{scored.name}: {metric} is not a finite number for {bad} of {len(values_Q)} requests."
+        message = f"{name}: {metric} is not a finite number for {bad} of {len(values_Q)} requests."
         yield Reason("not_finite", "REJECT", message, numbers={"requests": bad})
 
 

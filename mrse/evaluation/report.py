@@ -206,7 +206,7 @@ def _example(evidence: Evidence, row: int, metric: str, pictures: Mapping[int, s
 def _shopper(asked: Asked, row: int) -> str:
     if asked.users[row] is None:
         return "nobody logged in" if asked.source == "events" else "a judged query"
-    return f"shopper with {asked.lengths[row]} remembered actions" if asked.histories[row] else "new shopper"
+    return f"shopper with a history of {asked.lengths[row]}" if asked.histories[row] else "new shopper"
 
 
 def _first_hit(ranking: list[int], wanted: set[int]) -> int | None:

@@ -38,6 +38,7 @@ from mrse.evaluation.window import Asked, Source, Window, read_window
 from mrse.model.retriever import Retriever
 
 CHALLENGER, CHAMPION, LEXICAL, FUSION = "challenger", "champion", "bm25", "challenger+bm25"
+_CALLED = {CHALLENGER: "the challenger", CHAMPION: "the champion", LEXICAL: "BM25", FUSION: "the fusion with BM25"}
 _TOP = 10
 Results = dict[str, dict[Source, Result]]
 
@@ -150,15 +151,15 @@ def _score(config: GateConfig, inputs: Inputs, champion: Champion, workspace: Pa
     """Every system on every source that has requests, and on the deciding one even when it has none."""
     asked = {s: a for s, a in inputs.window.asked.items() if len(a) or s == inputs.source}
     bm25 = BM25(inputs.items.ids, inputs.items.texts)
-    results: Results = {LEXICAL: {s: score_bm25(LEXICAL, a, bm25, config.k) for s, a in asked.items()}}
+    results: Results = {LEXICAL: {s: score_bm25(_CALLED[LEXICAL], a, bm25, config.k) for s, a in asked.items()}}
     models = {CHALLENGER: Retriever.load(workspace / "models/challenger"), CHAMPION: champion.retriever}
     for name, retriever in models.items():
         if retriever is not None:
-            embedded = Embedded(name, retriever, workspace, cache, inputs.window.asof)
+            embedded = Embedded(_CALLED[name], retriever, workspace, cache, inputs.window.asof)
             results[name] = {source: embedded.score(requests, config.k) for source, requests in asked.items()}
-    results[FUSION] = {
-        s: score_fusion(FUSION, a, [results[CHALLENGER][s], results[LEXICAL][s]], config.k) for s, a in asked.items()
-    }
+    for source, requests in asked.items():
+        parts = [results[CHALLENGER][source], results[LEXICAL][source]]
+        results.setdefault(FUSION, {})[source] = score_fusion(_CALLED[FUSION], requests, parts, config.k)
     return results
 
 
