@@ -139,7 +139,13 @@ def test_padding_of_a_roberta_is_its_own(tmp_path: Path) -> None:
     vocabulary = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "<mask>": 4, "red": 5}
     inner = Inner(models.WordLevel(vocabulary, unk_token="<unk>"))
     inner.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
-    special = {"cls_token": "<s>", "sep_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>", "mask_token": "<mask>"}
+    special = {
+        "cls_token": "<s>",
+        "sep_token": "</s>",
+        "pad_token": "<pad>",
+        "unk_token": "<unk>",
+        "mask_token": "<mask>",
+    }
     PreTrainedTokenizerFast(tokenizer_object=inner, **special).save_pretrained(tmp_path)
     tokenizer = Tokenizer.from_pretrained(str(tmp_path))
     assert tokenizer.pad_id == 1
