@@ -93,7 +93,7 @@ def _users(log: Log, past: ir.Table, split: Split) -> ir.Table:
 
 def _queries(log: Log, split: Split) -> ir.Table:
     """How many sessions asked a query before the test days."""
-    asked = log.events.filter(log.events.at < split.test_start).select("query", "session_id").distinct()
+    asked = log.between(split.start, split.test_start).select("query", "session_id").distinct()
     asked = asked.filter(asked["query"].strip() != "")
     return asked.group_by("query").agg(requests=asked.count()).order_by("query")
 

@@ -44,12 +44,12 @@ _COUNTS = ("popularity", "impressions", "clicks", "orders")
 def cut_days(split: Split, half_life_days: float) -> ir.Table:
     """Every day before every cut, with what the day weighs there: day, asof, decay."""
     rows = [
-        {"day": number, "asof": cut, "decay": 0.5 ** ((cut - first - DAY) / DAY / half_life_days)}
+        {"day": day.date(), "asof": cut, "decay": 0.5 ** ((cut - day - DAY) / DAY / half_life_days)}
         for cut in split.cuts
-        for number, first in split.days()
-        if first < cut
+        for day in split.days()
+        if day < cut
     ]
-    return ibis.memtable(rows, schema={"day": "int64", "asof": NAIVE, "decay": "float64"})
+    return ibis.memtable(rows, schema={"day": "date", "asof": NAIVE, "decay": "float64"})
 
 
 def _counts(log: Log, cuts: ir.Table, config: ProfilesConfig) -> ir.Table:
@@ -97,9 +97,9 @@ def _named(near: ir.Table, items: ir.Table, length: int) -> ir.Table:
     rank = ibis.row_number().over(group_by=[near.left_code, near.asof], order_by=[near.weight.desc(), near.right_code])
     kept = near.mutate(place=rank).filter(lambda table: table.place < length)
     kept = kept.inner_join(items.select(right_code="code", co_item="item_id"), "right_code")
-    named = {"co_items": kept.co_item, "co_weights": kept.weight}
-    lists = gather(kept, ("left_code", "asof"), (kept.place,), named)
-    return lists.inner_join(items.select(left_code="code", item_id="item_id"), "left_code").drop("left_code")
+    named = {"place": kept.place, "co_items": kept.co_item, "co_weights": kept.weight}
+    lists = gather(kept, ("left_code", "asof"), named)
+    return lists.inner_join(items.select(left_code="code", item_id="item_id"), "left_code")
 
 
 def _first_engagements(engaged: ir.Table) -> ir.Table:
@@ -143,7 +143,7 @@ def _heaviest(weighed: ir.Table, length: int) -> ir.Table:
     order = [weighed.weight.desc(), weighed["query"]]
     place = ibis.row_number().over(group_by=[weighed.item_id, weighed.asof], order_by=order)
     kept = weighed.mutate(place=place).filter(lambda table: table.place < length)
-    return gather(kept, _KEYS, (kept.place,), {"queries": kept["query"], "query_weights": kept.weight})
+    return gather(kept, _KEYS, {"place": kept.place, "queries": kept["query"], "query_weights": kept.weight})
 
 
 def _exact_sum(amount: ir.FloatingValue) -> ir.FloatingValue:

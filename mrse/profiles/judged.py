@@ -60,8 +60,8 @@ def judged_examples(judged: Judged, config: ProfilesConfig) -> ir.Table:
     """Positives of the train and valid queries: split, query, item_id, weight, hard_negatives (null: none)."""
     positives = judged.grades.filter(judged.grades.grade >= config.positive_grade, judged.grades.part != "test")
     lows = judged.lows
-    negatives = gather(lows, ("query",), (lows.grade, lows.item_id), {"low_items": lows.item_id})
-    joined = positives.left_join(negatives, "query")
+    negatives = gather(lows, ("query",), {"grade": lows.grade, "low_items": lows.item_id})
+    joined = positives.left_join(negatives.drop("grade"), "query")
     return joined.select(
         "query",
         "item_id",
@@ -74,5 +74,5 @@ def judged_examples(judged: Judged, config: ProfilesConfig) -> ir.Table:
 def judged_requests(judged: Judged) -> ir.Table:
     """The held-out queries with all their judged items, best first: split, query, relevant, gains."""
     held_out = judged.grades.filter(judged.grades.part != "train")
-    lists = {"relevant": held_out.item_id, "gains": held_out.grade.cast("float32")}
-    return gather(held_out, ("part", "query"), (-held_out.grade, held_out.item_id), lists).rename(split="part")
+    best_first = {"lost": -held_out.grade, "relevant": held_out.item_id, "gains": held_out.grade.cast("float32")}
+    return gather(held_out, ("part", "query"), best_first).rename(split="part")

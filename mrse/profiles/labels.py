@@ -17,6 +17,7 @@ from mrse.profiles.judged import Judged
 from mrse.profiles.log import ENGAGEMENTS, Log, action_name, gain, gather, or_empty
 from mrse.profiles.split import Split
 
+_NOWHERE = 2**31 - 1  # sorts impressions of unknown position last
 _GROUP = ("split", "session_id", "query")
 
 
@@ -69,7 +70,7 @@ def event_examples(log: Log, labels: Labels, judged: Judged, split: Split, confi
     """Training and validation examples from events: the positives with their group's hard negatives (null: none)."""
     negatives = _hard_negatives(log, labels, judged, split, config)
     positives = labels.positives.filter(labels.positives.split != "test")
-    joined = positives.left_join(negatives, "group")
+    joined = positives.left_join(negatives.drop("place"), "group")
     return joined.select(
         "split",
         "session_id",
@@ -97,7 +98,7 @@ def _hard_negatives(log: Log, labels: Labels, judged: Judged, split: Split, conf
     place = ibis.row_number().over(group_by=found.group, order_by=[found.tier, found.score, found.code])
     kept = found.mutate(place=place).filter(lambda table: table.place < config.hard_negatives)
     kept = kept.inner_join(log.items, "code")
-    return gather(kept, ("group",), (kept.place,), {"hard_negatives": kept.item_id})
+    return gather(kept, ("group",), {"place": kept.place, "hard_negatives": kept.item_id})
 
 
 def _judged_low(log: Log, groups: ir.Table, judged: Judged) -> ir.Table:
@@ -108,9 +109,8 @@ def _judged_low(log: Log, groups: ir.Table, judged: Judged) -> ir.Table:
 
 def _passed_over(log: Log, groups: ir.Table, judged: Judged, split: Split, config: ProfilesConfig) -> ir.Table:
     """Items shown with a low relevance score (tier 1, by score) or above an engaged one (tier 2, by position)."""
-    shown = log.events.filter(
-        log.events["rank"] == 0, log.events.at >= split.train_start, log.events.at < split.test_start
-    )
+    events = log.between(split.train_start, split.test_start)
+    shown = events.filter(events["rank"] == 0)
     shown = shown.select("session_id", "query", "item_id", "position", "relevance", split=split_of(shown.at, split))
     joined = shown.inner_join(groups.select(*_GROUP, "group", "deepest"), _GROUP)
     low = joined.relevance < config.low_relevance
@@ -135,9 +135,8 @@ def event_requests(log: Log, labels: Labels, split: Split, config: ProfilesConfi
     groups = labels.groups.filter(labels.groups.split != "train")
     positives = labels.positives.filter(labels.positives.split != "train")
     gains = gain(positives["rank"], config).cast("float32")
-    relevant = gather(
-        positives, ("group",), (-gains, positives.item_id), {"relevant": positives.item_id, "gains": gains}
-    )
+    best_first = {"lost": -gains, "relevant": positives.item_id, "gains": gains}
+    relevant = gather(positives, ("group",), best_first)
     shown = _shown(log, groups, positives, split)
     joined = groups.inner_join(relevant, "group").left_join(shown, "group")
     return joined.select(
@@ -156,11 +155,17 @@ SHOWN = ("shown", "shown_positions", "shown_propensities", "shown_actions")
 
 def _shown(log: Log, groups: ir.Table, positives: ir.Table, split: Split) -> ir.Table:
     """Every impression of a group, by position (unknown last), with the strongest action that followed on its item."""
-    rows = log.events.filter(log.events["rank"] == 0, log.events.at >= split.valid_start)
-    rows = rows.semi_join(log.items, "item_id").mutate(split=split_of(rows.at, split))
+    rows = log.between(split.valid_start, split.end)
+    rows = rows.filter(rows["rank"] == 0).semi_join(log.items, "item_id").mutate(split=split_of(rows.at, split))
     rows = rows.drop("user_id", "rank").inner_join(groups.select(*_GROUP, "group"), _GROUP)
     rows = rows.left_join(positives.select("group", "item_id", "rank"), ["group", "item_id"])
     rows = rows.mutate(action=action_name(rows["rank"]))
-    order = (rows.position.fill_null(2**31 - 1), rows.item_id, rows.at)
-    values = (rows.item_id, rows.position, rows.propensity, rows.action)
-    return gather(rows, ("group",), order, dict(zip(SHOWN, values, strict=True)), first_shown=rows.at.min())
+    fields = {
+        "shown_positions": rows.position.fill_null(_NOWHERE),
+        "shown": rows.item_id,
+        "at": rows.at,
+        "shown_propensities": rows.propensity,
+        "shown_actions": rows.action,
+    }
+    shown = gather(rows, ("group",), fields, first_shown=rows.at.min()).drop("at")
+    return shown.mutate(shown_positions=shown.shown_positions.map(lambda position: position.nullif(_NOWHERE)))

@@ -1,8 +1,8 @@
-"""The log as the other modules of this room see it: times naive UTC, days numbered, actions ranked, items known.
+"""The log as the other modules of this room see it: times naive UTC, actions ranked, items known.
 
 Legend of the columns that are added:
     at        event time, naive UTC
-    day       number of the day since the window's start, from 0
+    day       its date
     rank      0 impression, 1 click, 2 add_to_cart, 3 order; above 0 is an engagement; null: unknown action
     code      number of the item in the order of item ids: grouping by it is cheaper than by the id, ties stay the same
     started   when the session's first event happened
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Literal
 
 import ibis
@@ -27,16 +27,14 @@ Engagement = Literal["click", "add_to_cart", "order"]
 # Weakest first: an action's rank is its place here, from 1.
 ENGAGEMENTS: tuple[Engagement, ...] = ("click", "add_to_cart", "order")
 NAIVE = ibis.dtype("timestamp(6)")
-_DAY_US = 86_400_000_000
 
 
 @dataclass(frozen=True)
 class Log:
-    """The tables that everything else is made from; all but `events` are small and kept.
+    """The tables that everything else is made from; all but `raw` are small and kept.
 
     Attributes:
-        events: the window's events, straight from the files: at, day, session_id, user_id, query, item_id, position,
-            rank, relevance, propensity.
+        raw: the clean events, straight from the files.
         items: the clean items: item_id, code.
         sessions: session_id, user_id (null: never logged in), started, events.
         item_days: what happened to an item on a day, unknown items too: item_id, day, events, impressions, click,
@@ -45,11 +43,16 @@ class Log:
             (null when blank), item_id, code, position, rank.
     """
 
-    events: ir.Table
+    raw: ir.Table
     items: ir.Table
     sessions: ir.Table
     item_days: ir.Table
     engaged: ir.Table
+
+    def between(self, start: datetime, end: datetime) -> ir.Table:
+        """The events in `[start, end)`: at, day, session_id, user_id, query, item_id, position, rank, relevance,
+        propensity."""
+        return window_events(self.raw, start, end)
 
 
 def read_log(engine: Engine, raw: ir.Table, items: ir.Table, split: Split) -> Log:
@@ -61,25 +64,26 @@ def read_log(engine: Engine, raw: ir.Table, items: ir.Table, split: Split) -> Lo
         items: the clean items.
         split: gives the window; events outside it are left out.
     """
-    events = window_events(raw, split)
+    events = window_events(raw, split.start, split.end)
     code = ibis.row_number().over(order_by=items.item_id)
     coded = engine.keep(items.select("item_id", code=code.cast("int32")))
     shopper = {"user_id": events.user_id.max(), "started": events.at.min(), "events": events.count()}
     sessions = engine.keep(events.group_by("session_id").agg(**shopper))
     counts = {name: (events["rank"] == rank).sum() for rank, name in enumerate(("impressions", *ENGAGEMENTS))}
     item_days = engine.keep(events.group_by("item_id", "day").agg(events=events.count(), **counts))
-    return Log(events, coded, sessions, item_days, engine.keep(_engaged(events, coded, sessions)))
+    return Log(raw, coded, sessions, item_days, engine.keep(_engaged(events, coded, sessions)))
 
 
-def window_events(raw: ir.Table, split: Split) -> ir.Table:
-    """The events of the window with the columns of the legend."""
-    at = raw.event_time.cast(NAIVE)
-    ranks = raw.action.cases(("impression", 0), *((name, rank) for rank, name in enumerate(ENGAGEMENTS, 1)))
-    events = raw.select(
-        "session_id", "user_id", "query", "item_id", "position", "relevance", "propensity", at=at, rank=ranks
-    )
-    inside = events.filter(events.at >= split.start, events.at < split.end)
-    return inside.mutate(day=inside.at.delta(instant(split.start), unit="microsecond") // _DAY_US)
+def window_events(raw: ir.Table, start: datetime, end: datetime) -> ir.Table:
+    """The events in `[start, end)` (naive UTC) with the columns of the legend.
+
+    The filter is on the column as stored, so that an engine skips the files and row groups of other days.
+    """
+    first, stop = (ibis.literal(time.replace(tzinfo=UTC), type=raw.event_time.type()) for time in (start, end))
+    inside = raw.filter(raw.event_time >= first, raw.event_time < stop)
+    ranks = inside.action.cases(("impression", 0), *((name, rank) for rank, name in enumerate(ENGAGEMENTS, 1)))
+    events = inside.mutate(at=inside.event_time.cast(NAIVE), rank=ranks).drop("event_time", "action")
+    return events.mutate(day=events.at.date())
 
 
 def _engaged(events: ir.Table, items: ir.Table, sessions: ir.Table) -> ir.Table:
@@ -107,23 +111,20 @@ def gain(rank: ir.IntegerValue, config: ProfilesConfig) -> ir.FloatingValue:
     return rank.cases(*((number, config.action_weights[name]) for number, name in enumerate(ENGAGEMENTS, 1)))
 
 
-def gather(
-    rows: ir.Table, by: Sequence[str], order: Sequence[ir.Value], lists: dict[str, ir.Value], **others: ir.Scalar
-) -> ir.Table:
-    """Group rows and gather values into parallel lists.
+def gather(rows: ir.Table, by: Sequence[str], fields: dict[str, ir.Value], **others: ir.Scalar) -> ir.Table:
+    """Group rows and gather fields into parallel lists.
 
-    The lists are gathered first and then sorted by their keys, because not every engine can gather in order.
+    The lists are gathered first and then sorted, because not every engine can gather in order.
 
     Args:
         rows: the table.
         by: its columns to group by.
-        order: what the lists are sorted by, ascending.
-        lists: the new columns, each with the value that it gathers.
+        fields: the new columns, each with the value that it gathers. The lists are sorted by the first field, ties by
+            the second, and so on; fields to sort by hold no nulls.
         others: further aggregates.
     """
-    keyed = ibis.struct({**{f"k{number}": key for number, key in enumerate(order)}, **lists})
-    grouped = rows.group_by(*by).agg(gathered=keyed.collect().sort(), **others)
-    columns = {name: _field(grouped.gathered, name) for name in lists}
+    grouped = rows.group_by(*by).agg(gathered=ibis.struct(fields).collect().sort(), **others)
+    columns = {name: _field(grouped.gathered, name) for name in fields}
     return grouped.select(*by, *others, **columns)
 
 

@@ -44,9 +44,9 @@ class Split:
         """The newest cut not after `at`, which must not lie before the training start."""
         return max(cut for cut in self.cuts if cut <= at)
 
-    def days(self) -> list[tuple[int, datetime]]:
-        """The days of the window: their number and their first instant."""
-        return [(number, self.start + number * DAY) for number in range(-((self.start - self.end) // DAY))]
+    def days(self) -> list[datetime]:
+        """The first instants of the days of the window."""
+        return [self.start + number * DAY for number in range((self.end - self.start) // DAY)]
 
 
 def split_window(start: datetime, end: datetime, config: ProfilesConfig) -> Split:
@@ -56,8 +56,8 @@ def split_window(start: datetime, end: datetime, config: ProfilesConfig) -> Spli
         DataError: the window is not made of whole days, or no training day is left.
     """
     start, end = (time.astimezone(UTC).replace(tzinfo=None) for time in (start, end))
-    if (end - start) % DAY:
-        raise DataError(f"build_profiles: the window {start} to {end} is not a whole number of days; see snapshot.json")
+    if any(time.time() != datetime.min.time() for time in (start, end)):
+        raise DataError(f"build_profiles: the window {start} to {end} is not made of whole UTC days; see snapshot.json")
     train_start = start + config.warmup_days * DAY
     test_start = end - config.test_days * DAY
     valid_start = test_start - config.valid_days * DAY
