@@ -146,6 +146,7 @@ def _marketplace(config: MarketplaceConfig, window: Span, workspace: Path, folde
         key: None if value is None else resolve(value, workspace)
         for key, value in (("catalogue", config.catalogue), ("catalogue_images", config.catalogue_images))
     }
+    root = _checked_root(config.catalogue_images, workspace) if given else _DRAWN
     say("simulating a shop")
     simulate(config.model_copy(update=addresses), window[0], window[1], folder)
     if not given:
@@ -155,7 +156,7 @@ def _marketplace(config: MarketplaceConfig, window: Span, workspace: Path, folde
         items=str(folder.absolute() / "items.parquet"),
         events=str(folder.absolute() / "events"),
         judgments=str(folder.absolute() / "judgments.parquet"),
-        image_root=_checked_root(config.catalogue_images, workspace) if given else _DRAWN,
+        image_root=root,
         simulated=True,
         note="Simulated: items and pictures are real, the shoppers and all they do are made up."
         if given

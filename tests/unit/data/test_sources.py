@@ -16,6 +16,7 @@ import pytest
 from mrse import config
 from mrse.data import contract, sources
 from mrse.data.contract import SnapshotMeta, read_items, read_judgments
+from mrse.data.images import ImageStore, decode
 from mrse.errors import DataError
 
 END = datetime(2026, 3, 15, tzinfo=UTC)
@@ -413,6 +414,58 @@ def test_a_new_snapshot_leaves_nothing_of_the_old(shop: Path) -> None:
     assert [path.name for path in (shop / "data").iterdir()] == ["snapshot"]
 
 
+def market(**marketplace: object) -> config.Params:
+    raw = {"source": "marketplace", "end": END.date(), "days": 3}
+    split = {"warmup_days": 1, "valid_days": 0, "test_days": 1}
+    sizes = {"items": 30, "shoppers": 10, "events_per_day": 60, "image_size": 16}
+    return config.parse({"snapshot": raw, "build_profiles": split, "marketplace": sizes | marketplace})
+
+
+def test_a_simulated_shop_goes_through_the_same_checks_and_says_what_it_is(tmp_path: Path) -> None:
+    meta = sources.take_snapshot(market(), tmp_path)
+    assert meta.simulated and "imulated" in meta.note
+    assert meta.rows["items"] >= 30 and min(meta.rows.values()) > 0
+    rows = event_rows(tmp_path)
+    assert len(rows) == meta.rows["events"]
+    assert all(START <= row["event_time"] < END and row["action"] in contract.ACTIONS for row in rows)
+    store = ImageStore(meta.image_root, tmp_path)
+    names = read_items(tmp_path / "data/snapshot").column("image").to_pylist()
+    assert decode(store.read(next(filter(None, names))), 10_000).size == (16, 16)
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["snapshot"]
+    before = all_bytes(tmp_path)
+    assert sources.take_snapshot(market(), tmp_path) == meta
+    assert all_bytes(tmp_path) == before
+
+
+def test_shoppers_over_a_given_catalogue_leave_its_items_and_pictures_where_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "shop").mkdir()
+    pq.write_table(items(), tmp_path / "shop/items.parquet")
+    shutil.make_archive(str(tmp_path / "shop/images"), "zip", tmp_path / "shop")
+    seen: list[config.MarketplaceConfig] = []
+
+    def simulate(given: config.MarketplaceConfig, start: datetime, end: datetime, folder: Path) -> None:
+        seen.append(given)
+        assert (start, end) == (START, END)
+        pq.write_table(items(), folder / "items.parquet")
+        pq.write_table(pa.table({"query": ["x"], "item_id": ["a"], "grade": [1.0]}), folder / "judgments.parquet")
+        hive(folder / "events", events([START]), ["2026-03-12"])
+
+    monkeypatch.setattr("mrse.data.marketplace.simulate", simulate)
+    given = market(catalogue="shop/items.parquet", catalogue_images="shop/images.zip")
+    meta = sources.take_snapshot(given, tmp_path)
+    assert (seen[0].catalogue, seen[0].catalogue_images) == (
+        f"{tmp_path}/shop/items.parquet",
+        f"{tmp_path}/shop/images.zip",
+    )
+    assert meta.simulated and "items and pictures are real" in meta.note
+    assert meta.image_root == "zip://::shop/images.zip"
+    assert not (tmp_path / "data/snapshot/images.zip").exists()
+    with pytest.raises(DataError, match="image_root"):
+        sources.take_snapshot(market(catalogue="shop/items.parquet", catalogue_images="nowhere.zip"), tmp_path)
+
+
 LONG = pa.schema([*contract.EVENTS, ("note", pa.string())])
 
 
@@ -421,7 +474,9 @@ def sort_in_memory(folder: Path, limit: str) -> tuple[bytes, bool]:
     random = Random(0)
     times = [START + timedelta(microseconds=random.randrange(10**9)) for _ in range(4000)]
     batches = [
-        contract.conform(events(times, note=[random.randbytes(500).hex() for _ in times]).to_batches()[0], LONG, "x")
+        contract.conform(
+            events(times, note=[random.randbytes(4).hex() * 125 for _ in times]).to_batches()[0], LONG, "x"
+        )
         for _ in range(20)
     ]
     spill = folder / limit / "spill"
@@ -440,7 +495,10 @@ def sort_in_memory(folder: Path, limit: str) -> tuple[bytes, bool]:
     return (folder / "day.parquet").read_bytes(), spilled
 
 
-def test_a_day_beyond_the_memory_limit_spills_and_gives_the_same_bytes(tmp_path: Path) -> None:
+def test_a_day_beyond_the_memory_limit_spills_and_gives_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "_SORT_THREADS", 2)
     tight, spilled = sort_in_memory(tmp_path, "100MB")
     roomy, spilled_too = sort_in_memory(tmp_path, "2GB")
     assert (spilled, spilled_too) == (True, False)
