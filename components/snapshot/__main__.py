@@ -1,4 +1,4 @@
-"""`python -m components.snapshot`: write `data/snapshot/`. Cost: about 4 s per million events on two cores."""
+"""`python -m components.snapshot`: write `data/snapshot/`. Cost: about 3 s per million events on two cores."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""The data contract, the sources that fill it, the simulated marketplace, and pictures."""

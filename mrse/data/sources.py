@@ -3,7 +3,7 @@
 Both sources go the same way. `files` reads the shop's own Parquet; `marketplace` first simulates a shop into a scratch
 folder and then reads that. Events are split by day into scratch files and every day is sorted on its own by DuckDB,
 which spills to disk at `snapshot.memory_limit`: memory depends neither on the number of days nor on the size of one.
-Cost: about 4 s per million events on two cores, and the size of the events once more as scratch on disk.
+Cost: about 3 s per million events on two cores, and the size of the events once more as scratch on disk.
 
 What counts:
 - events with `start <= event_time < end`; `dt=` folders and row groups outside are skipped, but rows decide. Rows
