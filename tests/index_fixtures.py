@@ -1,10 +1,12 @@
 """Fixtures that the tests of index, serving and command line share."""
 
+import os
 from contextlib import ExitStack
 
 import pytest
 
 from mrse.config import ServicesConfig
+from mrse.index.client import opened
 from tests import fake_shop
 
 
@@ -16,12 +18,23 @@ def mlflow_uri(tmp_path_factory):
 
 @pytest.fixture
 def services(tmp_path, mlflow_uri):
+    """Milvus Lite; `MRSE_TEST_MILVUS_URI=http://host:19530` runs the same tests on a server and empties it of MRSE's."""
+    server = os.environ.get("MRSE_TEST_MILVUS_URI")
+    if server:
+        _empty(server)
     return ServicesConfig(
-        milvus_uri=str(tmp_path / "milvus.db"),
+        milvus_uri=server or str(tmp_path / "milvus.db"),
         mlflow_uri=mlflow_uri,
         state_dir=str(tmp_path / "state"),
         cache_dir=str(tmp_path / "cache"),
     )
+
+
+def _empty(server):
+    with opened(ServicesConfig(milvus_uri=server)) as store:
+        store.point(None)
+        for name in [*store.collections(), "stranger"]:
+            store._client.drop_collection(name)
 
 
 @pytest.fixture
