@@ -1,7 +1,8 @@
-"""The simulated marketplace: a shop with the structure that the paper's claims are about, deterministic by seed and day.
+"""The simulated marketplace: a shop with the structure that the paper's claims are about.
 
 Items have attributes; titles forget some of them and pictures tell them all; shoppers have lasting tastes; the shop
-shows what its own ranker and exploration choose, with known propensities; the days drift. See the modules for each part.
+shows what its own ranker and exploration choose, with known propensities; the days drift. All of it is deterministic by
+seed and day. See the modules for each part.
 """
 
 from mrse.data.marketplace.shop import simulate

@@ -38,6 +38,7 @@ class Catalogue:
 
     Attributes:
         item_ids, titles: N strings each.
+        hash_N: a hash of each id; frozen dice are thrown by it, as rows move when a given catalogue grows.
         codes_AN: the code of every attribute, in the order of `ATTRIBUTES`; −1 where the item has none.
         words: per attribute and code what people call it, the usual word first.
         near: per attribute, the pairs of codes that half satisfy each other (navy for blue).
@@ -52,6 +53,7 @@ class Catalogue:
 
     item_ids: list[str]
     titles: list[str]
+    hash_N: draws.Hash
     codes_AN: Codes
     words: tuple[tuple[tuple[str, ...], ...], ...]
     near: tuple[npt.NDArray[np.bool_], ...]
@@ -117,6 +119,7 @@ def _invented(config: MarketplaceConfig, end: date) -> Catalogue:
     return Catalogue(
         item_ids=item_ids,
         titles=titles,
+        hash_N=_id_hashes(item_ids),
         codes_AN=codes_AN,
         words=_INVENTED_WORDS,
         near=_near_words(_INVENTED_WORDS),
@@ -278,16 +281,17 @@ def _given(config: MarketplaceConfig, end: date) -> Catalogue:
     if table.num_rows == 0:
         raise DataError(f"{config.catalogue}: no item is listed before {end}; move snapshot.end or mend updated_at")
     item_ids = table["item_id"].to_pylist()
-    seeds = np.array([draws.text_hash(item_id) for item_id in item_ids], dtype=np.int64)
+    hash_N = _id_hashes(item_ids)
     return Catalogue(
         item_ids=item_ids,
         titles=[title or "" for title in table["title"].to_pylist()],
+        hash_N=hash_N,
         codes_AN=codes[:, kept],
         words=words,
         near=_near_words(words),
         stock=_counts(codes, words),
         group_of_type=_commonest_groups(codes, len(words[ATTRIBUTES.index("type")])),
-        popularity_N=_popularity(draws.uniform(config.seed, draws.ITEMS, seeds)),
+        popularity_N=_popularity(draws.uniform(config.seed, draws.ITEMS, hash_N)),
         price_level_N=levels_N[kept],
         listed_N=listed_N[kept],
         table=table.drop_columns(sorted(set(config.labels.values()) & set(table.column_names) - set(ITEMS.names))),
@@ -363,6 +367,10 @@ def _price_levels(prices: pa.ChunkedArray, types_N: Codes) -> draws.Float:
         rows = np.flatnonzero((types_N == code) & (values > 0))
         levels[rows] = (logs[rows] - logs[rows].mean()) / max(float(logs[rows].std()), 1e-9)
     return levels
+
+
+def _id_hashes(item_ids: Sequence[str]) -> draws.Hash:
+    return np.array([draws.text_hash(item_id) for item_id in item_ids], dtype=np.uint64)
 
 
 def _commonest_groups(codes_AN: Codes, types: int) -> draws.Int:

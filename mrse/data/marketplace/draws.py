@@ -35,6 +35,7 @@ WORDING: Final = 14
 BRAND_RANGE: Final = 15
 ATTRIBUTES_KNOWN: Final = 16
 
+_LOW = np.uint64(0xFFFF)
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -43,7 +44,7 @@ def stream(seed: int, purpose: int, day: int = 0) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, purpose, day])))
 
 
-def _scramble(x: Hash) -> Hash:
+def scramble(x: Hash) -> Hash:
     """The finaliser of SplitMix64: every input bit reaches every output bit."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -54,7 +55,7 @@ def hashed(*parts: int | np.integer | npt.NDArray[np.integer]) -> Hash:
     """A 64-bit hash of the parts, which broadcast against each other."""
     mixed: Hash = np.zeros(1, dtype=np.uint64)
     for part in parts:
-        mixed = _scramble((mixed + np.asarray(part).astype(np.uint64)) * np.uint64(3) + _GOLDEN)
+        mixed = scramble((mixed + np.asarray(part).astype(np.uint64)) * np.uint64(3) + _GOLDEN)
     return mixed
 
 
@@ -65,9 +66,15 @@ def uniform(*parts: int | np.integer | npt.NDArray[np.integer]) -> Float:
 
 def gaussian(*parts: int | np.integer | npt.NDArray[np.integer]) -> Float:
     """Frozen, nearly normal numbers (mean 0, variance 1, within ±3.5): the sum of four frozen uniform ones."""
-    mixed = hashed(*parts)
-    quarters = [((mixed >> np.uint64(16 * i)) & np.uint64(0xFFFF)).astype(np.float64) for i in range(4)]
-    return np.asarray((sum(quarters) / 65536.0 - 2.0) * np.sqrt(3.0), dtype=np.float64)
+    return bell(hashed(*parts))
+
+
+def bell(mixed: Hash) -> Float:
+    """`gaussian` of hashes that are at hand."""
+    total = (
+        (mixed & _LOW) + (mixed >> np.uint64(16) & _LOW) + (mixed >> np.uint64(32) & _LOW) + (mixed >> np.uint64(48))
+    )
+    return np.asarray((total.astype(np.float64) / 65536.0 - 2.0) * np.sqrt(3.0), dtype=np.float64)
 
 
 def text_hash(text: str) -> int:

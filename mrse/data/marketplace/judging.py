@@ -62,7 +62,7 @@ def judge(config: MarketplaceConfig, catalogue: Catalogue, queries: Sequence[tup
     everything = np.arange(len(catalogue.item_ids))
     for text, question in queries:
         grade_N = grade(catalogue, question.intent, everything)
-        lot_N = draws.uniform(config.seed, draws.JUDGES, draws.text_hash(text), everything)
+        lot_N = draws.uniform(config.seed, draws.JUDGES, draws.text_hash(text), catalogue.hash_N)
         order = np.lexsort((lot_N, -grade_N))
         positive = int(np.count_nonzero(grade_N))
         chosen = np.sort(np.concatenate([order[: min(positive, GRADED_CAP)], order[positive : positive + ZEROS]]))

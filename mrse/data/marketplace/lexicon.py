@@ -224,9 +224,17 @@ FILLERS: tuple[str, ...] = (
     "trendy", "signature", "vintage", "modern", "lightweight", "soft", "designer",
 )  # fmt: skip
 STUFFING: tuple[str, ...] = (
-    "new arrival", "best seller", "hot sale", "gift for him", "gift for her", "free shipping", "2026 fashion", "top quality",
-    "summer sale", "limited offer",
-)  # fmt: skip
+    "new arrival",
+    "best seller",
+    "hot sale",
+    "gift for him",
+    "gift for her",
+    "free shipping",
+    "2026 fashion",
+    "top quality",
+    "summer sale",
+    "limited offer",
+)
 MODELS: tuple[str, ...] = (
     "Aria", "Basil", "Cove", "Delta", "Echo", "Fjord", "Grove", "Haze", "Iris", "Juno", "Kite", "Luna", "Mira", "Nova",
     "Onyx", "Piper", "Quill", "Rivo", "Sage", "Terra", "Uma", "Vega", "Willow", "Xeno", "Yara", "Zephyr",

@@ -2,7 +2,7 @@
 
 The type gives the silhouette; colour and pattern fill it, a little different on every item; the material is a faint
 texture. About 1.5 ms a picture; a picture depends on its item alone.
-Arrays: H x W pixels at twice the final size (averaged down at the end), with 3 channels; P of them that a fill covers.
+Arrays: H x W = P pixels at twice the final size, h x w at the final size, 3 channels.
 """
 
 from __future__ import annotations
@@ -77,14 +77,16 @@ class Painter:
     def __init__(self, size: int) -> None:
         self._size = size
         self._fine = size * _OVERSAMPLED
-        axis = (np.arange(self._fine, dtype=np.float32) + 0.5) / self._fine - 0.5
-        self._y_HW, self._x_HW = np.meshgrid(axis, axis, indexing="ij")
-        self._y_P, self._x_P = self._y_HW.reshape(-1), self._x_HW.reshape(-1)
+        axis: Plane = ((np.arange(self._fine) + 0.5) / self._fine - 0.5).astype(np.float32)
+        self._x_HW: Plane = np.broadcast_to(axis, (self._fine, self._fine))
+        self._y_HW: Plane = self._x_HW.T
+        self._x_P: Plane = self._x_HW.reshape(-1)
+        self._y_P: Plane = self._y_HW.reshape(-1)
 
     def png(self, look: Look, seed: int, number: int) -> bytes:
         """The PNG file of one item."""
         out = io.BytesIO()
-        self.paint(look, seed, number).save(out, "PNG", compress_level=3)
+        self.paint(look, seed, number).save(out, "PNG", compress_level=1)
         return out.getvalue()
 
     def paint(self, look: Look, seed: int, number: int) -> Image.Image:
@@ -92,14 +94,15 @@ class Painter:
         rng = draws.stream(seed, draws.PICTURES, number)
         role_HW = self._outline(look.type, rng)
         base = _vary(lexicon.COLOURS[look.colour][1], rng)
-        picture_HW3 = self._ground(role_HW, rng)
-        flat_P3, role_P = picture_HW3.reshape(-1, 3), role_HW.reshape(-1)
+        role_P = role_HW.reshape(-1)
         things, body = np.flatnonzero(role_P), np.flatnonzero(role_P == BODY)
-        flat_P3[things] = _tones(look, base, rng)[role_P[things]]
-        flat_P3[body] = _fabric(look, base, self._x_P[body], self._y_P[body], rng)
-        flat_P3[things] *= _light(look.material, self._x_P[things], self._y_P[things], rng)[:, None]
-        rows = picture_HW3[::2] + picture_HW3[1::2]
-        small = (rows[:, ::2] + rows[:, 1::2]) * np.float32(0.25)
+        item_P3 = np.zeros((len(role_P), 3), dtype=np.float32)
+        item_P3[things] = _tones(look, base, rng)[role_P[things]]
+        item_P3[body] = _fabric(look, base, self._x_P[body], self._y_P[body], rng)
+        item_P3[things] *= _light(look.material, self._x_P[things], self._y_P[things], rng)[:, None]
+        bare_hw = 1.0 - _halved((role_HW != GROUND).astype(np.float32))
+        small = _halved(item_P3.reshape(self._fine, self._fine, 3))
+        small += self._ground(bare_hw, rng) * bare_hw[:, :, None]
         return Image.fromarray(np.clip(small, 0, 255).astype(np.uint8))
 
     def _outline(self, kind: str, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
@@ -122,15 +125,20 @@ class Painter:
                 pen.polygon(flat, fill=role)
         return np.asarray(image)
 
-    def _ground(self, role_HW: npt.NDArray[np.uint8], rng: np.random.Generator) -> Plane:
+    def _ground(self, bare_hw: Plane, rng: np.random.Generator) -> Plane:
         """A plain backdrop, lit from one side, with the item's soft shadow."""
         tone = rng.uniform(198.0, 228.0) + rng.normal(0.0, 4.0, 3)
-        slope = rng.uniform(-14.0, 14.0, 2)
-        light_HW = np.float32(slope[0]) * self._x_HW + np.float32(slope[1]) * self._y_HW
-        by = max(1, self._fine // 42)
-        light_HW[by:, by:] -= np.float32(26.0) * (role_HW[:-by, :-by] != GROUND)
-        light_HW += rng.normal(0.0, 1.5, self._fine).astype(np.float32)  # a backdrop is never quite even
-        return light_HW[:, :, None] + tone.astype(np.float32)
+        slope = rng.uniform(-14.0, 14.0, 2).astype(np.float32)
+        light_hw = slope[0] * self._x_HW[::2, ::2] + slope[1] * self._y_HW[::2, ::2]
+        by = max(1, self._size // 40)
+        light_hw[by:, by:] -= np.float32(26.0) * (1.0 - bare_hw[:-by, :-by])
+        return np.asarray(light_hw[:, :, None] + tone.astype(np.float32), dtype=np.float32)
+
+
+def _halved(fine: Plane) -> Plane:
+    """Each 2 x 2 pixels averaged into one."""
+    rows = fine[::2] + fine[1::2]
+    return np.asarray((rows[:, ::2] + rows[:, 1::2]) * np.float32(0.25))
 
 
 def _fabric(look: Look, base: Plane, x: Plane, y: Plane, rng: np.random.Generator) -> Plane:
@@ -228,7 +236,8 @@ def _band(phase: Plane, share: float) -> Plane:
 def _cells(u: Plane, v: Plane) -> tuple[Plane, Plane, Plane]:
     """Offsets from the middle of the unit cell, and a number that differs from cell to cell."""
     column, row = np.floor(u), np.floor(v)
-    return u - column - 0.5, v - row - 0.5, column * 1.7 + row * 2.9
+    cell: Plane = np.asarray(column * 1.7 + row * 2.9, dtype=np.float32)
+    return np.asarray(u - column - 0.5), np.asarray(v - row - 0.5), cell
 
 
 _PATTERNS: dict[str, Callable[[Plane, Plane], Plane]] = {

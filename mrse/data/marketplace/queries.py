@@ -1,7 +1,7 @@
 """What shoppers ask: intents (attributes asked for), the words they put them in, and how well an item answers.
 
-An intent is a row of codes in the order of `ATTRIBUTES`, −1 where nothing is asked. The same intent is worded in several
-ways (synonyms, order, "men shirt" or "shirt for men"), the usual one most often, and sometimes mistyped.
+An intent is a row of codes in the order of `ATTRIBUTES`, −1 where nothing is asked. The same intent is worded in
+several ways (synonyms, order, "men shirt" or "shirt for men"), the usual one most often, and sometimes mistyped.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ TEMPLATES: tuple[tuple[tuple[str, ...], float], ...] = (
     (("colour", "pattern", "material"), 0.03),
     (("colour", "pattern", "gender"), 0.03),
 )
-GROUP_SHARE, GENDER_SHARE = 0.12, 0.12  # of vague queries: a whole group ("shoes"), or a type for a gender
+GROUP_SHARE, GENDER_SHARE = 0.2, 0.12  # of vague queries: a whole group ("shoes"), or a type for a gender
 
 WORDINGS = 6
 TYPOS = 12
@@ -108,8 +108,8 @@ def _order(words: dict[str, str], wording: int, dice: random.Random) -> list[str
 def grade(catalogue: Catalogue, intent: Codes | Sequence[int], items: draws.Int) -> npt.NDArray[np.float32]:
     """How well items answer an intent, by what they are and not by what their titles say.
 
-    1: everything asked for; 0.2: the type alone; in between by the share of the other attributes that fit (a near colour
-    counts half); 0.1: another type of the same group with all the other attributes; 0: anything else.
+    1: everything asked for; 0.2: the type alone; in between by the share of the other attributes that fit (a near
+    colour counts half); 0.1: another type of the same group with all the other attributes; 0: anything else.
 
     Args:
         intent: one code per attribute, −1 where nothing is asked.
@@ -139,4 +139,4 @@ def _fit(catalogue: Catalogue, attribute: int, wanted: int, found: Codes) -> npt
     if name == "gender":
         unisex = np.array([*("unisex" in forms[0] for forms in catalogue.words[attribute]), False])
         fit = np.maximum(fit, unisex[found])
-    return fit.astype(np.float32)
+    return np.asarray(fit, dtype=np.float32)

@@ -3,8 +3,9 @@
 For a query on a day the ranker orders candidates by lexical match, what the shop knows of their attributes, popularity
 and a noise of the day. That order is fixed; a page is drawn from it:
 
-* Positions 1-4, 5-10 and 11-20 are three *tiers*. The best s1 items form the pool of the first tier, the next s2 that of
-  the second, the next s3 that of the third. A tier's positions are filled by a uniform random ordered sample of its pool.
+* Positions 1-4, 5-10 and 11-20 are three *tiers*. The best s1 items form the pool of the first tier, the next s2 that
+  of the second, the next s3 that of the third. A tier's positions are filled by a uniform random ordered sample of its
+  pool.
 * Every position is, independently with probability e (`exploration`), filled instead by the next of a uniform random
   ordered sample of the *exploration* pool: the EXPLORED items after the third tier.
 
@@ -19,23 +20,31 @@ Array names: Q unique queries, K ranked items per query, R requests, L slots of 
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 
 from mrse.config import MarketplaceConfig
 from mrse.data.marketplace import draws
-from mrse.data.marketplace.catalogue import Catalogue, Codes
-from mrse.data.marketplace.queries import ASKABLE, ATTRIBUTES, GROUP, TYPE, grade
+from mrse.data.marketplace.catalogue import ATTRIBUTES, Catalogue, Codes
+from mrse.data.marketplace.queries import ASKABLE, GROUP, TYPE, grade
 
 SLOTS = 20
 TIER_ENDS = (4, 10, 20)
 EXPLORED = 120
-_WIDTHS = (4.0, 2.0, 1.25)  # pool items per position, by the number of attributes asked for beside the type: 0, 1, more
+_WIDTHS = (
+    10.0,
+    2.0,
+    1.25,
+)  # pool items per position, by the number of attributes asked for beside the type: 0, 1, more
 _SMALL = 45  # with fewer candidates there is neither spread nor exploration
+_RANKED = int(TIER_ENDS[-1] * _WIDTHS[0]) + EXPLORED
 _SIBLINGS, _STRANGERS = 60, 60
+_LOTS = draws.hashed(np.arange(_SIBLINGS + _STRANGERS))
 _LEXICAL, _KNOWN, _POPULAR, _NOISE = 1.0, 0.8, 0.12, 0.30
 _UNKNOWN_SHARE = 0.3  # (query, item) pairs whose attributes the shop does not know
 
@@ -75,7 +84,6 @@ class Ranker:
         self._by_type = _rows_by_code(catalogue.codes("type"), self.listed, catalogue.size("type"))
         self._by_group = _rows_by_code(catalogue.codes("group"), self.listed, catalogue.size("group"))
         self._log_popularity = np.log(catalogue.popularity_N)
-        self._item_hash = np.arange(len(catalogue.item_ids))
 
     def rank(self, texts: list[str], intents: list[tuple[int, ...]]) -> Ranking:
         """Order the candidates of Q queries. About 0.3 ms per query.
@@ -84,9 +92,8 @@ class Ranker:
             texts: what was typed.
             intents: what was meant, one code per attribute.
         """
-        width = int(TIER_ENDS[-1] * _WIDTHS[0]) + EXPLORED
-        item_QK = np.full((len(texts), width), -1, dtype=np.int64)
-        grade_QK = np.zeros((len(texts), width), dtype=np.float32)
+        item_QK = np.full((len(texts), _RANKED), -1, dtype=np.int64)
+        grade_QK = np.zeros((len(texts), _RANKED), dtype=np.float32)
         pool_Q4 = np.zeros((len(texts), 4), dtype=np.int64)
         for q, (text, intent) in enumerate(zip(texts, intents, strict=True)):
             rows, grades = self._order(text, intent)
@@ -96,42 +103,51 @@ class Ranker:
         return Ranking(item_QK, grade_QK, pool_Q4, np.where(pool_Q4[:, 3] > 0, self._config.exploration, 0.0))
 
     def _order(self, text: str, intent: tuple[int, ...]) -> tuple[draws.Int, npt.NDArray[np.float32]]:
-        query = draws.text_hash(text)
+        query = draws.hashed(self._config.seed, draws.RANKER, draws.text_hash(text))
         rows = self._candidates(query, intent)
         grades = grade(self._catalogue, intent, rows)
-        pair = draws.hashed(self._config.seed, draws.RANKER, query, self._item_hash[rows])
-        known = draws.uniform(draws.ATTRIBUTES_KNOWN, pair) >= _UNKNOWN_SHARE
+        pair = draws.scramble(self._catalogue.hash_N[rows] ^ query)
+        known = (pair & np.uint64(0xFFFF)) >= int(_UNKNOWN_SHARE * 0x10000)
         score = _LEXICAL * self._words.match(text, rows) + _KNOWN * np.where(known, grades, 0.3)
-        score += _POPULAR * self._log_popularity[rows] + _NOISE * draws.gaussian(self._day, pair)
-        keep = min(len(rows), int(TIER_ENDS[-1] * _WIDTHS[0]) + EXPLORED)
+        score += _POPULAR * self._log_popularity[rows]
+        score += _NOISE * draws.bell(draws.scramble(pair + np.uint64(self._day)))
+        keep = min(len(rows), _RANKED)
         best = np.argpartition(-score, keep - 1)[:keep]
         best = best[np.lexsort((rows[best], -score[best]))]
         return rows[best], grades[best]
 
-    def _candidates(self, query: int, intent: tuple[int, ...]) -> draws.Int:
-        """Everything of the type (group, brand) asked for, some of its group, and some of anything."""
-        pick = draws.stream(query & 0x7FFFFFFF, draws.RANKER, self._day)
+    def _candidates(self, query: draws.Hash, intent: tuple[int, ...]) -> draws.Int:
+        """Everything of the type or group asked for, some of the type's group, and some of anything."""
         group = intent[GROUP] if intent[TYPE] < 0 else int(self._catalogue.group_of_type[intent[TYPE]])
-        sources = [pick.choice(self.listed, min(_STRANGERS, len(self.listed)), replace=False, shuffle=False)]
+        dice = draws.scramble(query + np.uint64(self._day) + _LOTS)
+        sources = [self.listed[dice[:_STRANGERS] % np.uint64(len(self.listed))]]
         if intent[TYPE] >= 0:
             sources.append(self._by_type[intent[TYPE]])
         if group >= 0:
             whole = self._by_group[group]
             few = intent[TYPE] < 0 or len(whole) <= _SIBLINGS
-            sources.append(whole if few else whole[pick.integers(0, len(whole), _SIBLINGS)])
+            sources.append(whole if few else whole[dice[_STRANGERS:] % np.uint64(len(whole))])
         return np.unique(np.concatenate(sources))
 
 
 class LexicalIndex:
-    """Which share of a query's words, weighed by rarity, stands in a title."""
+    """Which share of a query's words, weighed by rarity, stands in a title.
 
-    def __init__(self, titles: list[str]) -> None:
+    Args:
+        titles: of all items.
+        stock_N: the opening stock: rarity is that of its titles, so that a day does not depend on what is listed later.
+    """
+
+    def __init__(self, titles: list[str], stock_N: draws.Bool) -> None:
         postings: dict[str, list[int]] = {}
         for row, title in enumerate(titles):
             for word in set(_WORD.findall(title.lower())):
                 postings.setdefault(word, []).append(row)
         self._postings = {word: np.array(rows) for word, rows in postings.items()}
         self._scores = np.zeros(len(titles))
+        size = float(stock_N.sum())
+        self._weights = {word: _rarity(size, float(stock_N[rows].sum())) for word, rows in self._postings.items()}
+        self._unknown = _rarity(size, 0.0)
 
     def match(self, text: str, rows: draws.Int) -> draws.Float:
         """The matched share, 0 to 1, for the given rows of items. Cost: the postings of the query's words."""
@@ -140,7 +156,7 @@ class LexicalIndex:
         touched = []
         for word in words:
             posting = self._postings.get(word)
-            weight = np.log(1.0 + len(self._scores) / (1.0 + (0 if posting is None else len(posting))))
+            weight = self._weights.get(word, self._unknown)
             total += weight
             if posting is not None:
                 self._scores[posting] += weight
@@ -149,6 +165,10 @@ class LexicalIndex:
         for posting in touched:
             self._scores[posting] = 0.0
         return np.asarray(matched)
+
+
+def _rarity(size: float, found: float) -> float:
+    return math.log(1.0 + size / (1.0 + found))
 
 
 def pool_sizes(candidates: int, asked: int) -> tuple[int, int, int, int]:
@@ -229,4 +249,4 @@ def _rows_by_code(codes_N: Codes, listed: draws.Int, size: int) -> list[draws.In
     """The listed rows of every code, ascending."""
     order = np.argsort(codes_N[listed], kind="stable")
     bounds = np.searchsorted(codes_N[listed][order], np.arange(size + 1))
-    return [np.sort(listed[order[a:b]]) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+    return [np.sort(listed[order[a:b]]) for a, b in pairwise(bounds)]

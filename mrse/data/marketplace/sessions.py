@@ -33,7 +33,7 @@ from mrse.data.marketplace.shoppers import Fashion, Shoppers, fashion_of, taste,
 # Codes of actions in alphabetical order, which is how the events of one instant are sorted.
 ADD_TO_CART, CLICK, IMPRESSION, ORDER = range(4)
 
-_EVENTS_PER_REQUEST = 17.2
+_EVENTS_PER_REQUEST = 16.0
 _QUERIES_PER_SESSION = (0.60, 0.25, 0.10, 0.05)
 _PAGE_LENGTHS = (12, 12, 12, 16, 20)
 _SAME_TYPE = 0.65  # a later query of a session stays with the type of the one before it
@@ -44,9 +44,10 @@ _HOURS = (2, 1, 1, 1, 1, 2, 4, 6, 8, 9, 9, 10, 11, 10, 9, 9, 10, 11, 13, 15, 16,
 _LONGEST_SESSION_S = 2_700  # sessions start early enough to end on their day
 _CHUNK = 2_048  # requests at once: bounds the memory of a page's arrays
 
-_EXAMINATION = 0.55  # a shopper looks at position k with probability k ** -0.55
-_LIKING_BIAS, _LIKING_SLOPE = 0.6, 1.6
-_ASKED_TASTE = 0.55  # who named what he wants is less led by taste
+_EXAMINATION = 0.45  # a shopper looks at position k with probability k ** -0.45
+# Who named what he wants takes most of what fits; who did not is led by taste alone.
+_LIKING_BIAS, _LIKING_SLOPE = -1.0, 2.6
+_ASKED_BIAS, _ASKED_SLOPE = 2.0, 1.0
 _CART, _ORDER = 0.22, 0.40
 _RELEVANCE_NOISE, _RELEVANCE_NULL = 0.08, 0.1
 
@@ -99,7 +100,7 @@ class Shop:
 
     def __init__(self, config: MarketplaceConfig, catalogue: Catalogue, shoppers: Shoppers) -> None:
         self.config, self.catalogue, self.shoppers = config, catalogue, shoppers
-        self._words = LexicalIndex(catalogue.titles)
+        self._words = LexicalIndex(catalogue.titles, catalogue.listed_N < config.opens.toordinal())
         self._wordings = Wordings(catalogue, config.seed)
         self._plain = np.array([*("solid" in forms for forms in catalogue.words[_PATTERN]), False])
 
@@ -172,14 +173,14 @@ class Shop:
         nth_R: draws.Int,
         day: int,
     ) -> draws.Int:
-        """The type each request is about: by what the shop sells, fashion and the shopper; sessions tend to stay with it."""
+        """The type each request is about: by stock, fashion and the shopper; sessions tend to stay with theirs."""
         codes = self.catalogue.codes("type")[self.catalogue.listed_N < day]
         stock = np.bincount(codes[codes >= 0], minlength=self.catalogue.size("type"))
         type_R = np.empty(len(session_R), dtype=np.int64)
         stays = rng.random(len(session_R)) < _SAME_TYPE
         noise = draws.stream(self.config.seed, draws.TYPE_TASTE, day)
         with np.errstate(divide="ignore"):
-            base = 0.8 * np.log(stock.astype(np.float64)) + fashion.type_T[:-1]
+            base = 1.1 * np.log(stock.astype(np.float64)) + fashion.type_T[:-1]
         for start in range(0, len(session_R), _CHUNK):
             rows = slice(start, start + _CHUNK)
             liking = base + type_taste(self.config, self.catalogue, self.shoppers, user_S[session_R[rows]])
@@ -205,7 +206,7 @@ class Shop:
             mass = low[:, None] + rng.random((len(low), _CONSIDERED)) * (high - low)[:, None]
             items = order[np.clip(np.searchsorted(cumulated, mass, side="right") - 1, 0, len(order) - 1)]
             liked = taste(self.config, self.catalogue, self.shoppers, fashion, user_R[rows], items)
-            best = np.argmax(0.6 * liked + draws.gumbel(rng.random(items.shape)), axis=1)
+            best = np.argmax(1.0 * liked + draws.gumbel(rng.random(items.shape)), axis=1)
             target_R[rows] = np.take_along_axis(items, best[:, None], axis=1)[:, 0]
         return target_R
 
@@ -273,11 +274,11 @@ class Shop:
     ) -> Events:
         query_R = requests.query_R[rows]
         pages = draw_pages(ranking, query_R, requests.length_R[rows], slates)
-        asked_Q = np.array([any(q.intent[a] >= 0 for a in _ASKABLE) for q in requests.questions])
         liked_RL = taste(self.config, self.catalogue, self.shoppers, fashion, requests.user_R[rows], pages.item_RL)
-        liked_RL *= np.where(asked_Q[query_R], _ASKED_TASTE, 1.0)[:, None]
+        asked_R1 = np.array([any(q.intent[a] >= 0 for a in _ASKABLE) for q in requests.questions])[query_R][:, None]
+        drive_RL = np.where(asked_R1, _ASKED_BIAS + _ASKED_SLOPE * liked_RL, _LIKING_BIAS + _LIKING_SLOPE * liked_RL)
+        wanted_RL = np.clip(pages.grade_RL, 0.05, 1.0) ** 1.3 / (1.0 + np.exp(-drive_RL))
         examined = np.arange(1, SLOTS + 1) ** -_EXAMINATION
-        wanted_RL = np.clip(pages.grade_RL, 0.05, 1.0) ** 1.6 / (1.0 + np.exp(-_LIKING_BIAS - _LIKING_SLOPE * liked_RL))
         u = clicks.random((5, *wanted_RL.shape))
         shown_RL = pages.item_RL >= 0
         clicked_RL = shown_RL & (u[0] < examined * wanted_RL)
@@ -307,7 +308,7 @@ class Shop:
 
     def _relevance(self, text_hash: draws.Int, item: draws.Int, grade: npt.NDArray[np.float32]) -> draws.Float:
         """A relevance service's score: the same for the same (query, item), a little wrong, NaN where it has none."""
-        pair = draws.hashed(self.config.seed, draws.RELEVANCE, text_hash, item)
+        pair = draws.hashed(self.config.seed, draws.RELEVANCE, text_hash, self.catalogue.hash_N[item])
         score = np.clip(grade + _RELEVANCE_NOISE * draws.gaussian(0, pair), 0.0, 1.0).round(3)
         return np.where(draws.uniform(1, pair) < _RELEVANCE_NULL, np.nan, score)
 

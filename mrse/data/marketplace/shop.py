@@ -33,10 +33,11 @@ def simulate(config: MarketplaceConfig, start: datetime, end: datetime, folder: 
     """Write the shop's tables for the window `[start, end)`.
 
     Writes `items.parquet`, `events/dt=YYYY-MM-DD/part-0.parquet`, `judgments.parquet` and, where the catalogue is an
-    invented one, `images.zip` with the pictures named by `items.image`. Also `truth/`: what is known only because the shop
-    is simulated, for slicing an evaluation, never for a model: `truth/items.parquet` (`item_id`, one column per attribute,
-    `forgotten`: the attributes that the title does not tell) and `truth/queries/dt=YYYY-MM-DD/part-0.parquet`
-    (`query`, `typo`, `vague`, `asks`: the attributes named beside the type).
+    invented one, `images.zip` with the pictures named by `items.image`. Also `truth/`: what is known only because the
+    shop is simulated, for slicing an evaluation, never for a model. `truth/items.parquet` has `item_id`, one column per
+    attribute, and `forgotten`: the attributes that the title does not tell.
+    `truth/queries/dt=YYYY-MM-DD/part-0.parquet` has `query`, `typo`, `vague`, and `asks`: the attributes named beside
+    the type.
 
     Args:
         config: the shop; equal configurations give equal bytes, and windows that overlap agree on the days they share.

@@ -19,17 +19,17 @@ from mrse.data.marketplace.catalogue import ATTRIBUTES, Catalogue
 
 # Utility of the first, second and third favourite of an attribute, and of all others.
 _FAVOURITES: dict[str, tuple[tuple[float, ...], float]] = {
-    "colour": ((2.2, 1.7, 1.0), -0.9),
-    "pattern": ((1.1, 0.6), -0.5),
+    "colour": ((3.0, 2.3, 0.8), -1.2),
+    "pattern": ((1.3, 0.6), -0.6),
     "material": ((0.6, 0.3), -0.2),
     "usage": ((1.0,), -0.3),
 }
 LOOKS: tuple[str, ...] = ("colour", "pattern")
 _BRAND_SHARE, _BRAND_LOVED, _BRAND_OTHER = 0.12, 1.3, -0.15
 _PRICE_WEIGHT = 0.3
-_WRONG_GENDER = -2.5
+_WRONG_GENDER = -3.5
 _TYPE_SPREAD = 0.9
-_FASHION_SWING = 0.45
+_FASHION_SWING = 0.4
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ def taste(
     utility += by_words * brand_taste(config, catalogue, shoppers, user_R, items)
     utility -= _PRICE_WEIGHT * (np.abs(catalogue.price_level_N[items] - shoppers.price_level_U[user_R][:, None]) - 1.0)
     utility += fashion.colour_C[catalogue.codes("colour")[items]] + fashion.pattern_P[catalogue.codes("pattern")[items]]
-    utility += 0.25 * np.log(catalogue.popularity_N[items])
+    utility += 0.15 * np.log(catalogue.popularity_N[items])
     return np.asarray(utility + _WRONG_GENDER * _wrong_gender(catalogue, shoppers, user_R, items))
 
 

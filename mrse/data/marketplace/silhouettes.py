@@ -52,17 +52,34 @@ def _sleeved(v: Variation, cuff: float, hem: float = 0.87) -> list[Point]:
     """A top with long sleeves."""
     w = 0.02 * v[0]
     return _both(
-        [(0.0, 0.2), (0.09, 0.13), (0.2, 0.16), (0.3, 0.24), (0.42, 0.68), (0.42 - cuff, 0.72), (0.24 + w, 0.4),
-         (0.25 + w, hem + 0.02 * v[1]), (0.0, hem + 0.02 * v[1])]
-    )  # fmt: skip
+        [
+            (0.0, 0.2),
+            (0.09, 0.13),
+            (0.2, 0.16),
+            (0.3, 0.24),
+            (0.42, 0.68),
+            (0.42 - cuff, 0.72),
+            (0.24 + w, 0.4),
+            (0.25 + w, hem + 0.02 * v[1]),
+            (0.0, hem + 0.02 * v[1]),
+        ]
+    )
 
 
 def _short_sleeved(v: Variation) -> list[Point]:
     w, s = 0.02 * v[0], 0.03 * v[1]
     return _both(
-        [(0.0, 0.19), (0.1, 0.13), (0.22, 0.16), (0.44, 0.34 + s), (0.36, 0.45 + s), (0.25 + w, 0.36), (0.25 + w, 0.88),
-         (0.0, 0.88)]
-    )  # fmt: skip
+        [
+            (0.0, 0.19),
+            (0.1, 0.13),
+            (0.22, 0.16),
+            (0.44, 0.34 + s),
+            (0.36, 0.45 + s),
+            (0.25 + w, 0.36),
+            (0.25 + w, 0.88),
+            (0.0, 0.88),
+        ]
+    )
 
 
 def t_shirt(v: Variation) -> list[Layer]:
@@ -84,17 +101,30 @@ def shirt(v: Variation) -> list[Layer]:
 def polo_shirt(v: Variation) -> list[Layer]:
     collar: list[Point] = [(0.5, 0.25), (0.58, 0.1), (0.68, 0.17), (0.6, 0.26)]
     return [
-        (BODY, _short_sleeved(v), 0), (SHADE, [(0.5, 0.2), (0.5, 0.42)], 0.06), (PALE, _round(0.5, 0.3, 0.013, 0.013), 0),
-        (PALE, _round(0.5, 0.37, 0.013, 0.013), 0), *_pair([(SHADE, collar, 0), (SHADE, [(0.84, 0.44), (0.94, 0.35)], 0.025)]),
-    ]  # fmt: skip
+        (BODY, _short_sleeved(v), 0),
+        (SHADE, [(0.5, 0.2), (0.5, 0.42)], 0.06),
+        (PALE, _round(0.5, 0.3, 0.013, 0.013), 0),
+        (PALE, _round(0.5, 0.37, 0.013, 0.013), 0),
+        *_pair([(SHADE, collar, 0), (SHADE, [(0.84, 0.44), (0.94, 0.35)], 0.025)]),
+    ]
 
 
 def blouse(v: Variation) -> list[Layer]:
     f = 0.03 * v[0]
     outline = _both(
-        [(0.0, 0.34), (0.1, 0.12), (0.2, 0.15), (0.4, 0.44), (0.45, 0.56), (0.28, 0.58), (0.23, 0.4), (0.19, 0.56),
-         (0.32 + f, 0.86), (0.0, 0.9)]
-    )  # fmt: skip
+        [
+            (0.0, 0.34),
+            (0.1, 0.12),
+            (0.2, 0.15),
+            (0.4, 0.44),
+            (0.45, 0.56),
+            (0.28, 0.58),
+            (0.23, 0.4),
+            (0.19, 0.56),
+            (0.32 + f, 0.86),
+            (0.0, 0.9),
+        ]
+    )
     bow: list[Point] = [(0.5, 0.36), (0.6, 0.3), (0.62, 0.4)]
     return [
         (BODY, outline, 0),
@@ -106,18 +136,26 @@ def blouse(v: Variation) -> list[Layer]:
 def sweater(v: Variation) -> list[Layer]:
     ribs: list[Layer] = [(SHADE, [(0.81, 0.65), (0.92, 0.61), (0.94, 0.7), (0.83, 0.74)], 0)]
     return [
-        (BODY, _sleeved(v, 0.1, 0.83), 0), (SHADE, _box(0.25, 0.79, 0.75, 0.87), 0), *_pair(ribs),
-        (SHADE, _round(0.5, 0.14, 0.13, 0.09, 0, 180), 0.05), (GROUND, _round(0.5, 0.12, 0.1, 0.06), 0),
-    ]  # fmt: skip
+        (BODY, _sleeved(v, 0.1, 0.83), 0),
+        (SHADE, _box(0.25, 0.79, 0.75, 0.87), 0),
+        *_pair(ribs),
+        (SHADE, _round(0.5, 0.14, 0.13, 0.09, 0, 180), 0.05),
+        (GROUND, _round(0.5, 0.12, 0.1, 0.06), 0),
+    ]
 
 
 def hoodie(v: Variation) -> list[Layer]:
     pocket: list[Point] = [(0.37, 0.6), (0.63, 0.6), (0.7, 0.77), (0.3, 0.77)]
     return [
-        (SHADE, _round(0.5, 0.17, 0.2, 0.15), 0), (BODY, _sleeved(v, 0.1, 0.84), 0), (BODY, _round(0.5, 0.17, 0.19, 0.14), 0),
-        (DARK, _round(0.5, 0.19, 0.11, 0.09), 0), (SHADE, _box(0.25, 0.81, 0.75, 0.87), 0), (SHADE, pocket, 0.022),
-        (SHADE, [*pocket[-1:], *pocket[:1]], 0.022), *_pair([(PALE, [(0.55, 0.27), (0.56, 0.46)], 0.02)]),
-    ]  # fmt: skip
+        (SHADE, _round(0.5, 0.17, 0.2, 0.15), 0),
+        (BODY, _sleeved(v, 0.1, 0.84), 0),
+        (BODY, _round(0.5, 0.17, 0.19, 0.14), 0),
+        (DARK, _round(0.5, 0.19, 0.11, 0.09), 0),
+        (SHADE, _box(0.25, 0.81, 0.75, 0.87), 0),
+        (SHADE, pocket, 0.022),
+        (SHADE, [*pocket[-1:], *pocket[:1]], 0.022),
+        *_pair([(PALE, [(0.55, 0.27), (0.56, 0.46)], 0.02)]),
+    ]
 
 
 def tank_top(v: Variation) -> list[Layer]:
@@ -144,32 +182,55 @@ def jacket(v: Variation) -> list[Layer]:
     ]
     cuffs: list[Layer] = [(SHADE, [(0.82, 0.66), (0.92, 0.62), (0.94, 0.7), (0.84, 0.74)], 0)]
     return [
-        (BODY, _sleeved(v, 0.1, 0.76), 0), (SHADE, _box(0.25, 0.72, 0.75, 0.8), 0), (METAL, [(0.5, 0.14), (0.5, 0.8)], 0.03),
+        (BODY, _sleeved(v, 0.1, 0.76), 0),
+        (SHADE, _box(0.25, 0.72, 0.75, 0.8), 0),
+        (METAL, [(0.5, 0.14), (0.5, 0.8)], 0.03),
         *_pair([*pockets, *cuffs]),
-    ]  # fmt: skip
+    ]
 
 
 def coat(v: Variation) -> list[Layer]:
     f = 0.03 * v[0]
     outline = _both(
-        [(0.0, 0.1), (0.1, 0.06), (0.19, 0.09), (0.27, 0.15), (0.37, 0.58), (0.28, 0.61), (0.21, 0.34), (0.2, 0.48),
-         (0.29 + f, 0.96), (0.0, 0.96)]
-    )  # fmt: skip
+        [
+            (0.0, 0.1),
+            (0.1, 0.06),
+            (0.19, 0.09),
+            (0.27, 0.15),
+            (0.37, 0.58),
+            (0.28, 0.61),
+            (0.21, 0.34),
+            (0.2, 0.48),
+            (0.29 + f, 0.96),
+            (0.0, 0.96),
+        ]
+    )
     lapel: list[Point] = [(0.5, 0.4), (0.55, 0.06), (0.67, 0.14), (0.62, 0.26)]
     return [
-        (BODY, outline, 0), (SHADE, [(0.5, 0.3), (0.5, 0.96)], 0.02), (SHADE, _box(0.28, 0.49, 0.72, 0.55), 0),
-        *_pair([(TINT, lapel, 0), (DARK, _round(0.56, 0.44, 0.018, 0.018), 0), (DARK, _round(0.56, 0.62, 0.018, 0.018), 0),
-                (SHADE, [(0.6, 0.66), (0.7, 0.68)], 0.025)]),
-    ]  # fmt: skip
+        (BODY, outline, 0),
+        (SHADE, [(0.5, 0.3), (0.5, 0.96)], 0.02),
+        (SHADE, _box(0.28, 0.49, 0.72, 0.55), 0),
+        *_pair(
+            [
+                (TINT, lapel, 0),
+                (DARK, _round(0.56, 0.44, 0.018, 0.018), 0),
+                (DARK, _round(0.56, 0.62, 0.018, 0.018), 0),
+                (SHADE, [(0.6, 0.66), (0.7, 0.68)], 0.025),
+            ]
+        ),
+    ]
 
 
 def blazer(v: Variation) -> list[Layer]:
     lapel: list[Point] = [(0.5, 0.58), (0.56, 0.12), (0.68, 0.2), (0.64, 0.27), (0.69, 0.3)]
     return [
-        (BODY, _sleeved(v, 0.08, 0.86), 0), (PALE, [(0.42, 0.13), (0.58, 0.13), (0.5, 0.58)], 0),
-        (SHADE, [(0.5, 0.56), (0.5, 0.87)], 0.02), *_pair([(SHADE, lapel, 0), (SHADE, [(0.6, 0.7), (0.71, 0.7)], 0.03)]),
-        (DARK, _round(0.5, 0.64, 0.02, 0.02), 0), (DARK, _round(0.5, 0.74, 0.02, 0.02), 0),
-    ]  # fmt: skip
+        (BODY, _sleeved(v, 0.08, 0.86), 0),
+        (PALE, [(0.42, 0.13), (0.58, 0.13), (0.5, 0.58)], 0),
+        (SHADE, [(0.5, 0.56), (0.5, 0.87)], 0.02),
+        *_pair([(SHADE, lapel, 0), (SHADE, [(0.6, 0.7), (0.71, 0.7)], 0.03)]),
+        (DARK, _round(0.5, 0.64, 0.02, 0.02), 0),
+        (DARK, _round(0.5, 0.74, 0.02, 0.02), 0),
+    ]
 
 
 def _legs(waist: float, hip: float, hem_in: float, hem_out: float, bottom: float, top: float = 0.07) -> list[Point]:
@@ -185,9 +246,12 @@ def jeans(v: Variation) -> list[Layer]:
         (PALE, [(0.67, 0.3), (0.68 + flare, 0.93)], 0.01),
     ]
     return [
-        (BODY, _legs(0.2, 0.25, 0.05, 0.25 + flare, 0.95), 0), (SHADE, _box(0.3, 0.06, 0.7, 0.12), 0),
-        (METAL, _round(0.5, 0.09, 0.018, 0.018), 0), (PALE, [(0.5, 0.13), (0.5, 0.36)], 0.014), *_pair(stitches),
-    ]  # fmt: skip
+        (BODY, _legs(0.2, 0.25, 0.05, 0.25 + flare, 0.95), 0),
+        (SHADE, _box(0.3, 0.06, 0.7, 0.12), 0),
+        (METAL, _round(0.5, 0.09, 0.018, 0.018), 0),
+        (PALE, [(0.5, 0.13), (0.5, 0.36)], 0.014),
+        *_pair(stitches),
+    ]
 
 
 def trousers(v: Variation) -> list[Layer]:
@@ -236,15 +300,34 @@ def leggings(v: Variation) -> list[Layer]:
 def dress(v: Variation) -> list[Layer]:
     f, low = 0.04 * v[0], 0.93 + 0.03 * v[1]
     outline = _both(
-        [(0.0, 0.22), (0.09, 0.17), (0.11, 0.05), (0.15, 0.05), (0.17, 0.24), (0.12, 0.44), (0.33 + f, low - 0.03), (0.0, low)]
-    )  # fmt: skip
+        [
+            (0.0, 0.22),
+            (0.09, 0.17),
+            (0.11, 0.05),
+            (0.15, 0.05),
+            (0.17, 0.24),
+            (0.12, 0.44),
+            (0.33 + f, low - 0.03),
+            (0.0, low),
+        ]
+    )
     return [(BODY, outline, 0), (SHADE, _box(0.375, 0.42, 0.625, 0.47), 0)]
 
 
 def swimsuit(v: Variation) -> list[Layer]:
     outline = _both(
-        [(0.0, 0.32), (0.08, 0.28), (0.11, 0.07), (0.15, 0.07), (0.17, 0.3), (0.13, 0.5), (0.2, 0.68), (0.05, 0.92), (0.0, 0.92)]
-    )  # fmt: skip
+        [
+            (0.0, 0.32),
+            (0.08, 0.28),
+            (0.11, 0.07),
+            (0.15, 0.07),
+            (0.17, 0.3),
+            (0.13, 0.5),
+            (0.2, 0.68),
+            (0.05, 0.92),
+            (0.0, 0.92),
+        ]
+    )
     return [
         (BODY, outline, 0),
         (SHADE, [(0.31, 0.67), (0.45, 0.91)], 0.02),
@@ -255,8 +338,16 @@ def swimsuit(v: Variation) -> list[Layer]:
 def sneakers(v: Variation) -> list[Layer]:
     h = 0.03 * v[0]
     upper: list[Point] = [
-        (0.08, 0.68), (0.1, 0.36 - h), (0.2, 0.32 - h), (0.3, 0.4), (0.42, 0.33 - h), (0.52, 0.38), (0.72, 0.55), (0.9, 0.6), (0.94, 0.7),
-    ]  # fmt: skip
+        (0.08, 0.68),
+        (0.1, 0.36 - h),
+        (0.2, 0.32 - h),
+        (0.3, 0.4),
+        (0.42, 0.33 - h),
+        (0.52, 0.38),
+        (0.72, 0.55),
+        (0.9, 0.6),
+        (0.94, 0.7),
+    ]
     laces: list[Layer] = [
         (PALE, [(0.42 + 0.08 * i, 0.37 + 0.05 * i), (0.36 + 0.08 * i, 0.46 + 0.05 * i)], 0.026) for i in range(4)
     ]
@@ -271,8 +362,16 @@ def sneakers(v: Variation) -> list[Layer]:
 
 def loafers(v: Variation) -> list[Layer]:
     upper: list[Point] = [
-        (0.07, 0.66), (0.08, 0.44), (0.18, 0.42), (0.3, 0.52), (0.48, 0.49), (0.62, 0.42), (0.8, 0.52), (0.93, 0.6), (0.95, 0.67),
-    ]  # fmt: skip
+        (0.07, 0.66),
+        (0.08, 0.44),
+        (0.18, 0.42),
+        (0.3, 0.52),
+        (0.48, 0.49),
+        (0.62, 0.42),
+        (0.8, 0.52),
+        (0.93, 0.6),
+        (0.95, 0.67),
+    ]
     sole: list[Point] = [(0.06, 0.66), (0.95, 0.66), (0.94, 0.71), (0.32, 0.71), (0.3, 0.77), (0.07, 0.77)]
     return [
         (BODY, upper, 0),
@@ -285,9 +384,19 @@ def loafers(v: Variation) -> list[Layer]:
 def heels(v: Variation) -> list[Layer]:
     t = 0.02 * v[0]
     upper: list[Point] = [
-        (0.1, 0.3 + t), (0.2, 0.26 + t), (0.3, 0.42), (0.48, 0.58), (0.62, 0.62), (0.8, 0.66), (0.93, 0.76), (0.9, 0.8), (0.68, 0.8),
-        (0.45, 0.72), (0.28, 0.56), (0.14, 0.48),
-    ]  # fmt: skip
+        (0.1, 0.3 + t),
+        (0.2, 0.26 + t),
+        (0.3, 0.42),
+        (0.48, 0.58),
+        (0.62, 0.62),
+        (0.8, 0.66),
+        (0.93, 0.76),
+        (0.9, 0.8),
+        (0.68, 0.8),
+        (0.45, 0.72),
+        (0.28, 0.56),
+        (0.14, 0.48),
+    ]
     return [
         (BODY, upper, 0),
         (DARK, [(0.11, 0.46), (0.22, 0.53), (0.17, 0.82), (0.13, 0.82)], 0),
@@ -307,9 +416,11 @@ def sandals(v: Variation) -> list[Layer]:
     lift = 0.04 * v[0]
     sole: list[Point] = [(0.07, 0.62 - lift), (0.35, 0.68), (0.65, 0.73), (0.94, 0.74), (0.93, 0.82), (0.07, 0.82)]
     straps: list[Layer] = [
-        (BODY, [(0.62, 0.74), (0.68, 0.52), (0.82, 0.56), (0.88, 0.75)], 0), (BODY, [(0.1, 0.64), (0.16, 0.4), (0.36, 0.36), (0.44, 0.7)], 0.06),
-        (BODY, [(0.36, 0.38), (0.7, 0.62)], 0.05), (METAL, _round(0.3, 0.375, 0.03, 0.03), 0),
-    ]  # fmt: skip
+        (BODY, [(0.62, 0.74), (0.68, 0.52), (0.82, 0.56), (0.88, 0.75)], 0),
+        (BODY, [(0.1, 0.64), (0.16, 0.4), (0.36, 0.36), (0.44, 0.7)], 0.06),
+        (BODY, [(0.36, 0.38), (0.7, 0.62)], 0.05),
+        (METAL, _round(0.3, 0.375, 0.03, 0.03), 0),
+    ]
     return [(DARK, sole, 0), (PALE, [(0.07, 0.62 - lift), (0.35, 0.68), (0.65, 0.73), (0.94, 0.74)], 0.03), *straps]
 
 
@@ -344,9 +455,13 @@ def backpack(v: Variation) -> list[Layer]:
     pocket = _both([(0.0, 0.56), (0.19, 0.56), (0.2, 0.84), (0.0, 0.84)])
     side: list[Layer] = [(SHADE, [(0.79 + w, 0.6), (0.88 + w, 0.64), (0.88 + w, 0.86), (0.79 + w, 0.88)], 0)]
     return [
-        (SHADE, _round(0.5, 0.11, 0.07, 0.06, 180, 360), 0.035), *_pair(side), (BODY, body, 0), (SHADE, pocket, 0), (METAL, [(0.33, 0.6), (0.67, 0.6)], 0.02),
+        (SHADE, _round(0.5, 0.11, 0.07, 0.06, 180, 360), 0.035),
+        *_pair(side),
+        (BODY, body, 0),
+        (SHADE, pocket, 0),
+        (METAL, [(0.33, 0.6), (0.67, 0.6)], 0.02),
         (SHADE, _round(0.5, 0.42, 0.24, 0.16, 180, 360), 0.025),
-    ]  # fmt: skip
+    ]
 
 
 def suitcase(v: Variation) -> list[Layer]:
@@ -354,17 +469,25 @@ def suitcase(v: Variation) -> list[Layer]:
     wheels: list[Layer] = [(DARK, _round(0.68, 0.93, 0.04, 0.04), 0)]
     w = 0.02 * v[0]
     return [
-        (METAL, [(0.4, 0.3), (0.4, 0.07), (0.6, 0.07), (0.6, 0.3)], 0.03), *_pair(wheels),
-        (BODY, _both([(0.0, 0.26), (0.24 + w, 0.26), (0.28 + w, 0.3), (0.28 + w, 0.87), (0.24 + w, 0.91), (0.0, 0.91)]), 0), *ribs,
-    ]  # fmt: skip
+        (METAL, [(0.4, 0.3), (0.4, 0.07), (0.6, 0.07), (0.6, 0.3)], 0.03),
+        *_pair(wheels),
+        (
+            BODY,
+            _both([(0.0, 0.26), (0.24 + w, 0.26), (0.28 + w, 0.3), (0.28 + w, 0.87), (0.24 + w, 0.91), (0.0, 0.91)]),
+            0,
+        ),
+        *ribs,
+    ]
 
 
 def clutch(v: Variation) -> list[Layer]:
     low = 0.72 + 0.03 * v[0]
     return [
-        (METAL, [(0.12, 0.36), (0.3, 0.16), (0.7, 0.16), (0.88, 0.36)], 0.014), (BODY, _box(0.06, 0.34, 0.94, low), 0), (SHADE, [(0.06, 0.34), (0.5, 0.58), (0.94, 0.34)], 0.03),
+        (METAL, [(0.12, 0.36), (0.3, 0.16), (0.7, 0.16), (0.88, 0.36)], 0.014),
+        (BODY, _box(0.06, 0.34, 0.94, low), 0),
+        (SHADE, [(0.06, 0.34), (0.5, 0.58), (0.94, 0.34)], 0.03),
         (METAL, _round(0.5, 0.58, 0.035, 0.035), 0),
-    ]  # fmt: skip
+    ]
 
 
 def cap(v: Variation) -> list[Layer]:
@@ -404,18 +527,28 @@ def sunglasses(v: Variation) -> list[Layer]:
     r = 0.02 * v[0]
     lens = _round(0.73, 0.52, 0.19 + r, 0.15 + r)
     return [
-        (BODY, [(0.46, 0.48), (0.54, 0.48)], 0.06), *_pair([(BODY, [(0.9, 0.46), (0.97, 0.36)], 0.05), (BODY, lens, 0), (DARK, _round(0.73, 0.52, 0.135 + r, 0.1 + r), 0),
-        (PALE, [(0.68, 0.47), (0.73, 0.45)], 0.02)]),
-    ]  # fmt: skip
+        (BODY, [(0.46, 0.48), (0.54, 0.48)], 0.06),
+        *_pair(
+            [
+                (BODY, [(0.9, 0.46), (0.97, 0.36)], 0.05),
+                (BODY, lens, 0),
+                (DARK, _round(0.73, 0.52, 0.135 + r, 0.1 + r), 0),
+                (PALE, [(0.68, 0.47), (0.73, 0.45)], 0.02),
+            ]
+        ),
+    ]
 
 
 def watch(v: Variation) -> list[Layer]:
     w, r = 0.11 + 0.015 * v[0], 0.22 + 0.02 * v[1]
     return [
-        (BODY, _both([(0.0, 0.03), (w - 0.03, 0.03), (w, 0.4), (w, 0.6), (w - 0.03, 0.97), (0.0, 0.97)]), 0), (METAL, _round(0.5, 0.5, r, r), 0),
-        (PALE, _round(0.5, 0.5, r - 0.045, r - 0.045), 0), (DARK, [(0.5, 0.5), (0.5, 0.36)], 0.025), (DARK, [(0.5, 0.5), (0.59, 0.54)], 0.025),
+        (BODY, _both([(0.0, 0.03), (w - 0.03, 0.03), (w, 0.4), (w, 0.6), (w - 0.03, 0.97), (0.0, 0.97)]), 0),
+        (METAL, _round(0.5, 0.5, r, r), 0),
+        (PALE, _round(0.5, 0.5, r - 0.045, r - 0.045), 0),
+        (DARK, [(0.5, 0.5), (0.5, 0.36)], 0.025),
+        (DARK, [(0.5, 0.5), (0.59, 0.54)], 0.025),
         (METAL, _box(0.5 + r, 0.48, 0.54 + r, 0.52), 0),
-    ]  # fmt: skip
+    ]
 
 
 def earrings(v: Variation) -> list[Layer]:
@@ -468,9 +601,13 @@ def belt(v: Variation) -> list[Layer]:
 def wallet(v: Variation) -> list[Layer]:
     low = 0.76 + 0.02 * v[0]
     return [
-        (PALE, _box(0.2, 0.2, 0.7, 0.4), 0), (METAL, _box(0.3, 0.16, 0.8, 0.4), 0), (BODY, _box(0.12, 0.27, 0.88, low), 0), (SHADE, [(0.16, 0.31), (0.84, 0.31), (0.84, low - 0.04), (0.16, low - 0.04), (0.16, 0.31)], 0.014),
-        (SHADE, [(0.66, 0.44), (0.88, 0.44), (0.88, 0.6), (0.66, 0.6)], 0), (METAL, _round(0.72, 0.52, 0.025, 0.025), 0),
-    ]  # fmt: skip
+        (PALE, _box(0.2, 0.2, 0.7, 0.4), 0),
+        (METAL, _box(0.3, 0.16, 0.8, 0.4), 0),
+        (BODY, _box(0.12, 0.27, 0.88, low), 0),
+        (SHADE, [(0.16, 0.31), (0.84, 0.31), (0.84, low - 0.04), (0.16, low - 0.04), (0.16, 0.31)], 0.014),
+        (SHADE, [(0.66, 0.44), (0.88, 0.44), (0.88, 0.6), (0.66, 0.6)], 0),
+        (METAL, _round(0.72, 0.52, 0.025, 0.025), 0),
+    ]
 
 
 def scarf(v: Variation) -> list[Layer]:
@@ -479,9 +616,14 @@ def scarf(v: Variation) -> list[Layer]:
     tail: list[Point] = [(0.5, 0.3), (0.7, 0.34), (0.77 + s, 0.88), (0.52, 0.88)]
     other: list[Point] = [(0.36, 0.34), (0.52, 0.34), (0.44, 0.76), (0.26 - s, 0.74)]
     return [
-        (SHADE, other, 0), (BODY, other[:1] + other[2:], 0), (BODY, tail, 0), *fringe, (BODY, _round(0.5, 0.24, 0.32, 0.18), 0),
-        (SHADE, _round(0.5, 0.19, 0.19, 0.08), 0), (SHADE, [(0.3, 0.32), (0.5, 0.38), (0.72, 0.3)], 0.018),
-    ]  # fmt: skip
+        (SHADE, other, 0),
+        (BODY, other[:1] + other[2:], 0),
+        (BODY, tail, 0),
+        *fringe,
+        (BODY, _round(0.5, 0.24, 0.32, 0.18), 0),
+        (SHADE, _round(0.5, 0.19, 0.19, 0.08), 0),
+        (SHADE, [(0.3, 0.32), (0.5, 0.38), (0.72, 0.3)], 0.018),
+    ]
 
 
 def tie(v: Variation) -> list[Layer]:
@@ -513,8 +655,15 @@ def socks(v: Variation) -> list[Layer]:
 
 def gloves(v: Variation) -> list[Layer]:
     hand: list[Point] = [
-        (0.58, 0.76), (0.56, 0.5), (0.6, 0.2), (0.66, 0.12), (0.78, 0.12), (0.87, 0.22), (0.88, 0.5), (0.84, 0.76),
-    ]  # fmt: skip
+        (0.58, 0.76),
+        (0.56, 0.5),
+        (0.6, 0.2),
+        (0.66, 0.12),
+        (0.78, 0.12),
+        (0.87, 0.22),
+        (0.88, 0.5),
+        (0.84, 0.76),
+    ]
     thumb: list[Point] = [(0.58, 0.62), (0.5, 0.42), (0.53, 0.36), (0.6, 0.46)]
     fingers: list[Layer] = [(SHADE, [(x, 0.12), (x, 0.4)], 0.016) for x in (0.67, 0.74, 0.81)]
     return _pair([(BODY, hand, 0), (BODY, thumb, 0), *fingers, (SHADE, _box(0.57, 0.74, 0.85, 0.88 + 0.02 * v[0]), 0)])
@@ -531,16 +680,54 @@ def umbrella(v: Variation) -> list[Layer]:
     ]
     ribs: list[Layer] = [(SHADE, [(0.5, 0.1), (x, 0.47)], 0.014) for x in (0.2, 0.35, 0.65, 0.8)]
     return [
-        (DARK, [(0.5, 0.04), (0.5, 0.86)], 0.025), (DARK, _round(0.43, 0.86, 0.07, 0.08, 0, 180), 0.03), (BODY, canopy, 0), *ribs,
-    ]  # fmt: skip
+        (DARK, [(0.5, 0.04), (0.5, 0.86)], 0.025),
+        (DARK, _round(0.43, 0.86, 0.07, 0.08, 0, 180), 0.03),
+        (BODY, canopy, 0),
+        *ribs,
+    ]
 
 
 OUTLINES: dict[str, Callable[[Variation], list[Layer]]] = {
-    "t-shirt": t_shirt, "shirt": shirt, "dress": dress, "sneakers": sneakers, "jeans": jeans, "handbag": handbag,
-    "sweater": sweater, "watch": watch, "trousers": trousers, "skirt": skirt, "heels": heels, "backpack": backpack,
-    "hoodie": hoodie, "jacket": jacket, "blouse": blouse, "shorts": shorts, "boots": boots, "sunglasses": sunglasses,
-    "scarf": scarf, "coat": coat, "sandals": sandals, "cap": cap, "socks": socks, "blazer": blazer, "earrings": earrings,
-    "polo shirt": polo_shirt, "leggings": leggings, "loafers": loafers, "necklace": necklace, "belt": belt, "wallet": wallet,
-    "tank top": tank_top, "tie": tie, "swimsuit": swimsuit, "flip flops": flip_flops, "suitcase": suitcase, "clutch": clutch,
-    "sun hat": sun_hat, "ring": ring, "beanie": beanie, "gloves": gloves, "umbrella": umbrella,
-}  # fmt: skip
+    "t-shirt": t_shirt,
+    "shirt": shirt,
+    "dress": dress,
+    "sneakers": sneakers,
+    "jeans": jeans,
+    "handbag": handbag,
+    "sweater": sweater,
+    "watch": watch,
+    "trousers": trousers,
+    "skirt": skirt,
+    "heels": heels,
+    "backpack": backpack,
+    "hoodie": hoodie,
+    "jacket": jacket,
+    "blouse": blouse,
+    "shorts": shorts,
+    "boots": boots,
+    "sunglasses": sunglasses,
+    "scarf": scarf,
+    "coat": coat,
+    "sandals": sandals,
+    "cap": cap,
+    "socks": socks,
+    "blazer": blazer,
+    "earrings": earrings,
+    "polo shirt": polo_shirt,
+    "leggings": leggings,
+    "loafers": loafers,
+    "necklace": necklace,
+    "belt": belt,
+    "wallet": wallet,
+    "tank top": tank_top,
+    "tie": tie,
+    "swimsuit": swimsuit,
+    "flip flops": flip_flops,
+    "suitcase": suitcase,
+    "clutch": clutch,
+    "sun hat": sun_hat,
+    "ring": ring,
+    "beanie": beanie,
+    "gloves": gloves,
+    "umbrella": umbrella,
+}

@@ -27,11 +27,9 @@ _ORDERS: tuple[tuple[str, ...], ...] = (
     ("brand", "filler", "material", "pattern", "type", "gender", "colour"),
     ("filler", "colour", "pattern", "type", "brand", "gender"),
 )
-_NEIGHBOURS = {
-    "a": "qs", "b": "vn", "c": "xv", "d": "sf", "e": "wr", "f": "dg", "g": "fh", "h": "gj", "i": "uo", "j": "hk", "k": "jl",
-    "l": "k", "m": "n", "n": "bm", "o": "ip", "p": "o", "q": "wa", "r": "et", "s": "ad", "t": "ry", "u": "yi", "v": "cb",
-    "w": "qe", "x": "zc", "y": "tu", "z": "x",
-}  # fmt: skip
+# The keys to the left and right on the keyboard.
+_ROWS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
+_NEIGHBOURS = {key: row[max(0, i - 1) : i] + row[i + 1 : i + 2] for row in _ROWS for i, key in enumerate(row)}
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,7 @@ def write_title(attributes: Mapping[str, str], noise: Noise, seed: int) -> tuple
 
 
 def misspell(text: str, dice: random.Random) -> str:
-    """`text` with one slip of the finger in one of its longer words: a swap, a drop, a doubling or a neighbouring key."""
+    """`text` with one slip of the finger in a longer word: a swap, a drop, a doubling or a neighbouring key."""
     words = text.split(" ")
     longer = [i for i, word in enumerate(words) if len(word) >= 4] or [
         max(range(len(words)), key=lambda i: len(words[i]))
