@@ -161,7 +161,7 @@ def _encoder(config: FeaturesConfig, items: pa.Table, store: ImageStore) -> tupl
         chosen = np.random.default_rng(config.seed).choice(pictured.num_rows, most, replace=False)
         pictured = pictured.take(np.sort(chosen))
     pixels_PSSC, usable = _pictures(pictured["image"].to_pylist(), store, settings.image_size)
-    pictured = pictured.take(usable)
+    pictured = pictured.take(pa.array(usable, pa.int64()))
     categories = [category or "" for category in pictured["category"].to_pylist()]
     return pretrain(pixels_PSSC, pictured["title"].to_pylist(), categories, settings, config.seed), len(usable)
 
