@@ -9,9 +9,7 @@ one block of scores.
 
 from __future__ import annotations
 
-import hashlib
 import platform
-import subprocess
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -36,6 +34,7 @@ from mrse.evaluation.scoring import JUDGED, Embedded, Result, score_bm25, score_
 from mrse.evaluation.slices import DEFINITIONS, CatalogueFacts, Requests, Slices, make_slices
 from mrse.evaluation.window import Asked, Source, Window, read_window
 from mrse.model.retriever import Retriever
+from mrse.training.lineage import lineage
 
 CHALLENGER, CHAMPION, LEXICAL, FUSION = "challenger", "champion", "bm25", "challenger+bm25"
 _CALLED = {CHALLENGER: "the challenger", CHAMPION: "the champion", LEXICAL: "BM25", FUSION: "the fusion with BM25"}
@@ -315,14 +314,9 @@ def _not_measured(inputs: Inputs, champion: Champion) -> list[str]:
 
 
 def _lineage(workspace: Path) -> dict[str, Any]:
-    lock = workspace / "dvc.lock"
-    packages = ("mrse", "torch", "numpy", "bm25s", "pyarrow")
-    return {
-        "git_commit": _commit(workspace),
-        "dvc_lock": hashlib.sha256(lock.read_bytes()).hexdigest() if lock.is_file() else None,
-        "python": platform.python_version(),
-        "packages": {name: _version(name) for name in packages},
-    }
+    versions = {name: _version(name) for name in ("mrse", "torch", "numpy", "bm25s", "pyarrow")}
+    packages = {name: found for name, found in versions.items() if found is not None}
+    return {**lineage(workspace), "python": platform.python_version(), "packages": packages}
 
 
 def _version(package: str) -> str | None:
@@ -330,16 +324,6 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:  # run from a checkout
         return None
-
-
-def _commit(workspace: Path) -> str | None:
-    """The commit of the code, `None` outside a repository or without git."""
-    command = ["git", "-C", str(workspace), "rev-parse", "HEAD"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        return None
-    return done.stdout.strip() or None if done.returncode == 0 else None
 
 
 def _write(
