@@ -708,3 +708,44 @@ def test_the_component_prints_one_message_and_fails(
     assert done.returncode == 1
     assert done.stderr.startswith("validate_logs: ")
     assert "Traceback" not in done.stderr
+
+
+# --- Windows one after the other
+
+
+def _many_items(shop: Shop, price: float) -> None:
+    shop.items += [item(f"x{n}", price=price) for n in range(600)]
+
+
+def _validate(shop: Shop, workspace: Path, end: str) -> dict[str, Any]:
+    shutil.rmtree(workspace / "shop", ignore_errors=True)
+    shop.write(workspace)
+    raw = shop.raw_params()
+    raw["snapshot"]["end"] = end
+    params = config.parse(raw)
+    take_snapshot(params, workspace)
+    validate_logs(params, workspace)
+    report: dict[str, Any] = json.loads((workspace / "reports" / "validation.json").read_text())
+    return report
+
+
+def test_a_changed_shop_stops_the_next_window_but_not_a_retry(tmp_path: Path) -> None:
+    before, after = Shop(has_events=False), Shop(has_events=False)
+    _many_items(before, 5.0)
+    _many_items(after, 5000.0)
+    assert _validate(before, tmp_path, "2025-03-03")["drift"]["reference"] is None
+    with pytest.raises(ValidationFailed, match=r"items\.price \(psi"):
+        _validate(after, tmp_path, "2025-03-04")
+    assert _validate(after, tmp_path, "2025-03-03")["drift"]["reference"] is None
+    assert _validate(after, tmp_path, "2025-03-04")["drift"]["reference"].startswith("2025-03-03")
+
+
+def test_the_same_snapshot_gives_the_same_bytes(tmp_path: Path, good_snapshot: Path) -> None:
+    shutil.copytree(good_snapshot, tmp_path, dirs_exist_ok=True)
+    params = config.parse(Shop().raw_params())
+    found = []
+    for _ in range(2):
+        validate_logs(params, tmp_path)
+        files = [*sorted((tmp_path / "data" / "clean").rglob("*.*")), tmp_path / "reports" / "validation.json"]
+        found.append([(path.name, path.read_bytes()) for path in files if path.is_file()])
+    assert found[0] == found[1]
