@@ -46,8 +46,9 @@ _CHUNK = 2_048  # requests at once: bounds the memory of a page's arrays
 
 _EXAMINATION = 0.45  # a shopper looks at position k with probability k ** -0.45
 # Who named what he wants takes most of what fits; who did not is led by taste alone.
-_LIKING_BIAS, _LIKING_SLOPE = -1.0, 2.6
-_ASKED_BIAS, _ASKED_SLOPE = 2.0, 1.0
+_LIKING_BIAS, _LIKING_SLOPE = -0.5, 2.6
+_ASKED_BIAS, _ASKED_SLOPE = 2.4, 1.0
+_PATIENCE = 2.8  # expected clicks on a page, at most
 _CART, _ORDER = 0.22, 0.40
 _RELEVANCE_NOISE, _RELEVANCE_NULL = 0.08, 0.1
 
@@ -278,10 +279,12 @@ class Shop:
         asked_R1 = np.array([any(q.intent[a] >= 0 for a in _ASKABLE) for q in requests.questions])[query_R][:, None]
         drive_RL = np.where(asked_R1, _ASKED_BIAS + _ASKED_SLOPE * liked_RL, _LIKING_BIAS + _LIKING_SLOPE * liked_RL)
         wanted_RL = np.clip(pages.grade_RL, 0.05, 1.0) ** 1.3 / (1.0 + np.exp(-drive_RL))
-        examined = np.arange(1, SLOTS + 1) ** -_EXAMINATION
-        u = clicks.random((5, *wanted_RL.shape))
         shown_RL = pages.item_RL >= 0
-        clicked_RL = shown_RL & (u[0] < examined * wanted_RL)
+        chance_RL = shown_RL * wanted_RL * np.arange(1, SLOTS + 1) ** -_EXAMINATION
+        # Who likes everything on a page still opens only a few items.
+        chance_RL *= np.minimum(1.0, _PATIENCE / np.maximum(chance_RL.sum(axis=1, keepdims=True), 1e-9))
+        u = clicks.random((5, *wanted_RL.shape))
+        clicked_RL = u[0] < chance_RL
         carted_RL = clicked_RL & (u[1] < _CART)
         ordered_RL = carted_RL & (u[2] < _ORDER)
         # Seconds after the query: looking down the page, then reading the item's page, then paying.
