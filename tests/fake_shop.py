@@ -144,7 +144,7 @@ def train_challenger(workspace: Path, services: config.ServicesConfig, seed: int
         metrics={"recall": 0.5},
         curves={},
         package=package,
-        tags={"window_start": "2026-03-01", "window_end": "2026-03-15"},
+        tags={"data_start": "2026-03-01", "data_end": "2026-03-15"},
         fingerprint=package_fingerprint(package),
     )
     write_json(workspace / "models/challenger.json", registered)

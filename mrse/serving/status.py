@@ -63,7 +63,7 @@ def table_of_runs(services: ServicesConfig, limit: int) -> str:
 def _run_row(run: tracking.TrainingRun, live: int | None) -> tuple[str, ...]:
     version = run.version
     tags = {**run.tags, **(version.tags if version else {})}
-    window = f"{tags['window_start'][:10]} to {tags['window_end'][:10]}" if "window_end" in tags else "-"
+    window = " to ".join(tags[name][:10] for name in ("data_start", "data_end") if name in tags) or "-"
     lift = f"{float(tags['lift']):+.4f} {tags.get('metric', '')}".rstrip() if "lift" in tags else "-"
     decision = run.status.lower() if version is None else tags.get("decision", "not judged")
     return (
