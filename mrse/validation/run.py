@@ -493,7 +493,8 @@ def _known(run: Run) -> pa.Array:
 
 
 def _batch_name(files: list[Path]) -> str:
-    first, last = (path.parent.name.removeprefix("dt=") for path in (files[0], files[-1]))
+    names = {f"dt={contract.NULL_DAY}": "rows without a time"}
+    first, last = (names.get(path.parent.name, path.parent.name[3:]) for path in (files[0], files[-1]))
     return first if first == last else f"{first} to {last}"
 
 

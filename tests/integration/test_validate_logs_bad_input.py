@@ -30,6 +30,7 @@ from mrse import config
 from mrse.data.contract import EVENTS, ITEMS, JUDGMENTS, read_items
 from mrse.data.sources import take_snapshot
 from mrse.errors import MrseError, ValidationFailed
+from mrse.validation import run
 from mrse.validation.run import validate_logs
 
 START = datetime(2025, 3, 1, tzinfo=UTC)
@@ -740,12 +741,18 @@ def test_a_changed_shop_stops_the_next_window_but_not_a_retry(tmp_path: Path) ->
     assert _validate(after, tmp_path, "2025-03-04")["drift"]["reference"].startswith("2025-03-03")
 
 
-def test_the_same_snapshot_gives_the_same_bytes(tmp_path: Path, good_snapshot: Path) -> None:
+def test_however_the_days_are_batched_the_result_is_the_same(
+    tmp_path: Path, good_snapshot: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shutil.copytree(good_snapshot, tmp_path, dirs_exist_ok=True)
     params = config.parse(Shop().raw_params())
     found = []
-    for _ in range(2):
+    for rows in (run.BATCH_ROWS, 1):
+        monkeypatch.setattr(run, "BATCH_ROWS", rows)
         validate_logs(params, tmp_path)
-        files = [*sorted((tmp_path / "data" / "clean").rglob("*.*")), tmp_path / "reports" / "validation.json"]
-        found.append([(path.name, path.read_bytes()) for path in files if path.is_file()])
+        report = json.loads((tmp_path / "reports" / "validation.json").read_text())
+        files = [path for path in sorted((tmp_path / "data" / "clean").rglob("*.*")) if path.is_file()]
+        facts = {key: report[key] for key in ("tables", "days", "clean_rows", "notes")}
+        found.append((facts, [(path.name, path.read_bytes()) for path in files]))
+        assert sum(suite["suite"] == "events" for suite in report["suites"]) == (1 if rows > 1 else DAYS)
     assert found[0] == found[1]
