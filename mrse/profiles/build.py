@@ -83,10 +83,8 @@ def _moments(log: Log, labels: Labels, split: Split) -> ir.Table:
 
 def _users(log: Log, past: ir.Table, split: Split) -> ir.Table:
     """Every shopper who logged in, with the history as of the window's end."""
-    known = log.sessions.filter(log.sessions.user_id.notnull())
-    events = known.group_by("user_id").agg(events=known.events.cast("float64").sum().cast("int64"))
     last = past.filter(past.at == split.end).drop("at").rename(hist_user="user_id")
-    joined = events.left_join(last, [("user_id", "hist_user")])
+    joined = log.shoppers.left_join(last, [("user_id", "hist_user")])
     lists = {name: or_empty(joined[name]) for name in ("hist_items", "hist_actions", "hist_times")}
     return joined.mutate(**lists).order_by("user_id")
 

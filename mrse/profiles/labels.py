@@ -57,7 +57,8 @@ def read_labels(engine: Engine, log: Log, split: Split) -> Labels:
         deepest=positives.deepest.max(),
     )
     groups = engine.keep(groups.mutate(group=ibis.row_number()))
-    numbered = positives.drop("first", "deepest", *ENGAGEMENTS).inner_join(groups.select(*_GROUP, "group"), _GROUP)
+    positives = positives.drop("first", "deepest", "user_id", *ENGAGEMENTS)
+    numbered = positives.inner_join(groups.select(*_GROUP, "group", "user_id"), _GROUP)
     return Labels(groups, engine.keep(numbered))
 
 

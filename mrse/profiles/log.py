@@ -36,16 +36,18 @@ class Log:
     Attributes:
         raw: the clean events, straight from the files.
         items: the clean items: item_id, code.
-        sessions: session_id, user_id (null: never logged in), started, events.
+        sessions: session_id, started.
+        shoppers: user_id, events.
         item_days: what happened to an item on a day, unknown items too: item_id, day, events, impressions, click,
             add_to_cart, order.
-        engaged: the engagements with known items: at, day, session_id, user_id and started (of the session), query
-            (null when blank), item_id, code, position, rank.
+        engaged: the engagements with known items: at, day, session_id, user_id (null: not logged in), started,
+            query (null when blank), item_id, code, position, rank.
     """
 
     raw: ir.Table
     items: ir.Table
     sessions: ir.Table
+    shoppers: ir.Table
     item_days: ir.Table
     engaged: ir.Table
 
@@ -56,7 +58,7 @@ class Log:
 
 
 def read_log(engine: Engine, raw: ir.Table, items: ir.Table, split: Split) -> Log:
-    """Prepare the log. Reads the events three times, each time only the columns needed; cost: linear in the events.
+    """Prepare the log. Reads the events four times, each time only the columns needed; cost: linear in the events.
 
     Args:
         engine: holds the small tables.
@@ -67,11 +69,12 @@ def read_log(engine: Engine, raw: ir.Table, items: ir.Table, split: Split) -> Lo
     events = window_events(raw, split.start, split.end)
     code = ibis.row_number().over(order_by=items.item_id)
     coded = engine.keep(items.select("item_id", code=code.cast("int32")))
-    shopper = {"user_id": events.user_id.max(), "started": events.at.min(), "events": events.count()}
-    sessions = engine.keep(events.group_by("session_id").agg(**shopper))
+    sessions = engine.keep(events.group_by("session_id").agg(started=events.at.min()))
+    known = events.filter(events.user_id.notnull())
+    shoppers = engine.keep(known.group_by("user_id").agg(events=known.count()))
     counts = {name: (events["rank"] == rank).sum() for rank, name in enumerate(("impressions", *ENGAGEMENTS))}
     item_days = engine.keep(events.group_by("item_id", "day").agg(events=events.count(), **counts))
-    return Log(raw, coded, sessions, item_days, engine.keep(_engaged(events, coded, sessions)))
+    return Log(raw, coded, sessions, shoppers, item_days, engine.keep(_engaged(events, coded, sessions)))
 
 
 def window_events(raw: ir.Table, start: datetime, end: datetime) -> ir.Table:
@@ -89,11 +92,7 @@ def window_events(raw: ir.Table, start: datetime, end: datetime) -> ir.Table:
 def _engaged(events: ir.Table, items: ir.Table, sessions: ir.Table) -> ir.Table:
     actions = events.filter(events["rank"] > 0)
     actions = actions.mutate(query=ibis.ifelse(actions["query"].strip() == "", ibis.null(str), actions["query"]))
-    return (
-        actions.drop("user_id", "relevance", "propensity")
-        .inner_join(items, "item_id")
-        .inner_join(sessions.drop("events"), "session_id")
-    )
+    return actions.drop("relevance", "propensity").inner_join(items, "item_id").inner_join(sessions, "session_id")
 
 
 def instant(time: datetime | None) -> ir.TimestampScalar:

@@ -68,19 +68,15 @@ class Naive:
         self.has_events = bool(events)
         self.sessions = {}
         for e in self.log:
-            shopper, began = self.sessions.get(e["session_id"], (None, e["event_time"]))
-            names = [name for name in (shopper, e.get("user_id")) if name is not None]
-            self.sessions[e["session_id"]] = (max(names, default=None), min(began, e["event_time"]))
+            began = self.sessions.get(e["session_id"], e["event_time"])
+            self.sessions[e["session_id"]] = min(began, e["event_time"])
         self.grades = {(g["query"], g["item_id"]): g["grade"] for g in grades if g["item_id"] in self.items}
-
-    def shopper(self, e):
-        return self.sessions[e["session_id"]][0]
 
     def history(self, user, at):
         """Strongest action per (session, item) before `at`, newest first."""
         best = {}
         for e in self.known:
-            if user is None or self.shopper(e) != user or e["event_time"] >= at or RANK[e["action"]] == 0:
+            if user is None or e.get("user_id") != user or e["event_time"] >= at or RANK[e["action"]] == 0:
                 continue
             key, found = (e["session_id"], e["item_id"]), (-RANK[e["action"]], e["event_time"])
             best[key] = min(best.get(key, found), found)
@@ -106,7 +102,7 @@ class Naive:
     def users(self):
         rows = {}
         for e in self.log:
-            if (user := self.shopper(e)) is not None:
+            if (user := e.get("user_id")) is not None:
                 rows[user] = rows.get(user, 0) + 1
         return [
             dict(zip(("user_id", "hist_items", "hist_actions", "hist_times", "events"), row, strict=True))
@@ -119,6 +115,11 @@ class Naive:
             if (part := self.split(e["event_time"])) and e["query"].strip():
                 groups[part, e["session_id"], e["query"]].append(e)
         return {key: rows for key, rows in groups.items() if any(RANK[e["action"]] for e in rows)}
+
+    @staticmethod
+    def asker(rows):
+        users = [e["user_id"] for e in rows if RANK[e["action"]] and e.get("user_id") is not None]
+        return max(users, default=None)
 
     @staticmethod
     def engaged(rows):
@@ -164,7 +165,7 @@ class Naive:
         for (part, session, query), rows in self.groups().items():
             if part == "test":
                 continue
-            user, began = self.sessions[session]
+            user, began = self.asker(rows), self.sessions[session]
             items, actions, times = self.history(user, began)
             for item, (action, at) in self.engaged(rows).items():
                 made.append(
@@ -207,7 +208,7 @@ class Naive:
         for (part, session, query), rows in self.groups().items():
             if part == "train":
                 continue
-            user, began = self.sessions[session]
+            user, began = self.asker(rows), self.sessions[session]
             items, actions, times = self.history(user, began)
             at = min(e["event_time"] for e in rows if RANK[e["action"]] or e["action"] == "impression")
             engaged = self.engaged(rows)
@@ -299,7 +300,7 @@ class Naive:
             baskets = defaultdict(dict)
             for e in self.known:
                 if RANK[e["action"]] and e["event_time"] < cut:
-                    user = self.shopper(e)
+                    user = e.get("user_id")
                     basket = baskets[("user", user) if user is not None else ("session", e["session_id"])]
                     basket[e["item_id"]] = min(basket.get(e["item_id"], e["event_time"]), e["event_time"])
             single, both = defaultdict(int), defaultdict(int)
