@@ -136,7 +136,8 @@ class ProfilesConfig(Section):
 class ImageEncoderConfig(Section):
     """The frozen image encoder: any Hugging Face vision model, or a compact ViT pre-trained on the catalogue."""
 
-    # A model's name on the hub, or a folder; null: pre-train one. Then only `tokens` of the keys below is used.
+    # A model's name on the hub, or a folder: of the keys below only `tokens` and `colour_levels` are then used.
+    # null: pre-train one.
     name: str | None = None
     image_size: Positive = 64
     patch_size: Positive = 16
@@ -145,7 +146,9 @@ class ImageEncoderConfig(Section):
     heads: Positive = 4
     # Vectors kept of a picture: one for the whole and a square grid of averages, so 1 + a square number.
     tokens: Positive = 5
-    pretrain_steps: NonNegative = 500
+    # Beside what the network makes of an area come the shares of a palette of levels ** 3 colours; 0: none.
+    colour_levels: Annotated[int, Field(ge=0, le=8)] = 5
+    pretrain_steps: NonNegative = 400
     pretrain_batch: Positive = 128
     learning_rate: PositiveFloat = 2e-3
 
@@ -157,6 +160,8 @@ class ImageEncoderConfig(Section):
             raise ValueError(f"image_size = {self.image_size} is not a multiple of patch_size = {self.patch_size}")
         if self.dim % self.heads:
             raise ValueError(f"dim = {self.dim} is not a multiple of heads = {self.heads}")
+        if self.colour_levels == 1:
+            raise ValueError("colour_levels = 1 is a palette of one colour; use 0 for none, or 2 to 8")
         return self
 
 

@@ -147,14 +147,15 @@ def _write_index(items: pa.Table, row_N: NDArray[np.int64], content_hash: Sequen
 
 
 def _no_features(config: FeaturesConfig) -> NDArray[np.float16]:
-    return np.zeros((0, config.image_encoder.tokens, config.image_encoder.dim), dtype=np.float16)
+    settings = config.image_encoder
+    return np.zeros((0, settings.tokens, settings.dim + settings.colour_levels**3), dtype=np.float16)
 
 
 def _encoder(config: FeaturesConfig, items: pa.Table, store: ImageStore) -> tuple[ImageEncoder, int]:
     """The named encoder, or one pre-trained here; and the number of pictures it was pre-trained on."""
     settings = config.image_encoder
     if settings.name is not None:
-        return ImageEncoder.load(settings.name, settings.tokens), 0
+        return ImageEncoder.load(settings.name, settings.tokens, settings.colour_levels), 0
     pictured = items.filter(pc.is_valid(items["image"]))
     most = min(_MAX_PRETRAIN_PICTURES, settings.pretrain_steps * settings.pretrain_batch)
     if pictured.num_rows > most:

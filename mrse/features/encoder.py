@@ -22,10 +22,11 @@ from torch.nn import functional
 from transformers.image_processing_utils import BaseImageProcessor
 
 from mrse.errors import ConfigError
+from mrse.features.colour import colour_shares, palette
 from mrse.features.preprocess import Preprocessing
 
-_TOKENS_KEY = "mrse_tokens"
-_DEFAULT_TOKENS = 5
+_TOKENS_KEY, _COLOURS_KEY = "mrse_tokens", "mrse_colour_levels"
+_DEFAULT_TOKENS, _DEFAULT_COLOURS = 5, 5
 _HALF_MAX = 65504.0
 # Parts of a config that change with the library or the folder and not with the function that the model computes.
 _VOLATILE = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")
@@ -34,10 +35,11 @@ _VOLATILE = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transfor
 class ImageEncoder:
     """Pictures to `tokens` vectors each: one for the whole and a square grid of averages, row by row from the top left.
 
+    Each vector is what the model made of its area and, after that, the colours of the area (`mrse.features.colour`).
     The weights are frozen and the model is in evaluation mode. It runs on a GPU where there is one.
 
     Attributes:
-        dim: V, width of a token.
+        dim: V, width of a token: the model's, and `colour_levels ** 3` more.
         tokens: T = 1 + g * g for a g x g grid.
         fingerprint: sha256 over everything that decides the features: weights, architecture, preprocessing, pooling.
     """
@@ -47,6 +49,7 @@ class ImageEncoder:
         model: transformers.PreTrainedModel,
         preprocessing: Preprocessing,
         tokens: int,
+        colour_levels: int,
         where: str = "image_encoder",
     ) -> None:
         """Freeze a model.
@@ -55,6 +58,7 @@ class ImageEncoder:
             model: takes `pixel_values` `(B, 3, H, W)` and returns `last_hidden_state`, `(B, L, V)` or `(B, V, h, w)`.
             preprocessing: what to do to a picture first.
             tokens: T, 1 + a square number.
+            colour_levels: steps of each colour channel in the palette; 0 for no colours.
             where: the model's name, for messages.
 
         Raises:
@@ -63,6 +67,8 @@ class ImageEncoder:
         self._grid = math.isqrt(tokens - 1)
         if self._grid**2 != tokens - 1:
             raise ConfigError(f"{where}: tokens = {tokens} is not 1 + a square number (1, 2, 5, 10, 17, ...)")
+        if colour_levels != 0 and not 2 <= colour_levels <= 8:
+            raise ConfigError(f"{where}: colour_levels = {colour_levels} is neither 0 nor 2 to 8")
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         frozen: Any = model  # its annotations hide `to` and `config`
         self._model = frozen.to(self._device, torch.float32).eval().requires_grad_(False)
@@ -70,18 +76,22 @@ class ImageEncoder:
         self._scale_C11 = torch.tensor(preprocessing.scale, device=self._device)[:, None, None]
         self._shift_C11 = torch.tensor(preprocessing.shift, device=self._device)[:, None, None]
         self.tokens = tokens
-        self._prefix, self.dim = self._probe(where)
+        self._palette_FC = palette(colour_levels).to(self._device) if colour_levels else None
+        self._colour_levels = colour_levels
+        self._prefix, width = self._probe(where)
+        self.dim = width + colour_levels**3
         if self._prefix and isinstance(getattr(model, "pooler", None), torch.nn.Module):
             self._model.pooler = None  # unused, and random where the checkpoint has none
         self.fingerprint = self._fingerprint()
 
     @classmethod
-    def load(cls, name: str | Path, tokens: int | None = None) -> ImageEncoder:
+    def load(cls, name: str | Path, tokens: int | None = None, colour_levels: int | None = None) -> ImageEncoder:
         """Load a saved encoder or any Hugging Face vision model.
 
         Args:
             name: a folder, or a model's name on the hub (fetched, or found in the local cache).
             tokens: T; by default what the folder was saved with, else 5.
+            colour_levels: likewise.
 
         Raises:
             ConfigError: it cannot be loaded, lacks weights or preprocessor settings, or is no vision model.
@@ -101,15 +111,18 @@ class ImageEncoder:
         if missing or report["mismatched_keys"]:
             raise ConfigError(f"{where}: the weights are incomplete; missing or of another shape: {missing[:3]}")
         raw = dict(raw)
-        saved = raw.pop(_TOKENS_KEY, _DEFAULT_TOKENS)
-        return cls(model, Preprocessing.parse(raw, where), tokens or saved, where)
+        saved_tokens = raw.pop(_TOKENS_KEY, _DEFAULT_TOKENS)
+        saved_colours = raw.pop(_COLOURS_KEY, _DEFAULT_COLOURS)
+        tokens = saved_tokens if tokens is None else tokens
+        colour_levels = saved_colours if colour_levels is None else colour_levels
+        return cls(model, Preprocessing.parse(raw, where), tokens, colour_levels, where)
 
     def save(self, folder: Path) -> None:
         """Write `config.json`, `model.safetensors`, `preprocessor_config.json`: what `load` and transformers read."""
         folder.mkdir(parents=True, exist_ok=True)
         with _quiet():
             self._model.save_pretrained(folder)
-        settings = self._preprocessing.raw | {_TOKENS_KEY: self.tokens}
+        settings = self._preprocessing.raw | {_TOKENS_KEY: self.tokens, _COLOURS_KEY: self._colour_levels}
         (folder / "preprocessor_config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
 
     def pixels(self, image: Image.Image) -> NDArray[np.uint8]:
@@ -131,9 +144,13 @@ class ImageEncoder:
     def encode_pixels(self, pixels_BHWC: NDArray[np.uint8]) -> NDArray[np.float16]:
         """Features of one batch of prepared pictures, `(B, T, V)`."""
         with torch.inference_mode():
-            values_BCHW = torch.from_numpy(pixels_BHWC).to(self._device).permute(0, 3, 1, 2).float()
+            shown_BHWC = torch.from_numpy(pixels_BHWC).to(self._device)
+            values_BCHW = shown_BHWC.permute(0, 3, 1, 2).float()
             output = self._model(pixel_values=values_BCHW * self._scale_C11 - self._shift_C11)
             tokens_BTV = self._pool(output).clamp(-_HALF_MAX, _HALF_MAX)
+            if self._palette_FC is not None:
+                colours_BTC = colour_shares(shown_BHWC, self._grid, self._palette_FC)
+                tokens_BTV = torch.cat([tokens_BTV, colours_BTC], dim=2)
             pooled: NDArray[np.float16] = tokens_BTV.half().cpu().numpy()
             return pooled
 
@@ -177,7 +194,9 @@ class ImageEncoder:
         config = {key: value for key, value in self._model.config.to_dict().items() if key not in _VOLATILE}
         prepared = self._preprocessing
         facts = [prepared.height, prepared.width, prepared.shortest, prepared.resample, prepared.scale, prepared.shift]
-        digest = hashlib.sha256(json.dumps([config, facts, self.tokens], sort_keys=True, default=str).encode())
+        digest = hashlib.sha256(
+            json.dumps([config, facts, self.tokens, self._colour_levels], sort_keys=True, default=str).encode()
+        )
         for name, weight in sorted(self._model.state_dict().items()):
             digest.update(f"{name}{tuple(weight.shape)}".encode())
             digest.update(weight.cpu().contiguous().numpy().tobytes())

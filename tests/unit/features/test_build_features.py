@@ -25,7 +25,9 @@ from mrse.features.text import Tokenizer
 DAY = datetime(2026, 3, 1, tzinfo=UTC)
 CONFIG = FeaturesConfig(
     vocab_size=300,
-    image_encoder=ImageEncoderConfig(image_size=16, patch_size=8, dim=8, depth=1, heads=2, tokens=2, pretrain_steps=2),
+    image_encoder=ImageEncoderConfig(
+        image_size=16, patch_size=8, dim=8, depth=1, heads=2, tokens=2, colour_levels=2, pretrain_steps=2
+    ),
 )
 
 
@@ -113,7 +115,7 @@ def test_without_a_usable_picture_there_is_no_encoder(tmp_path: Path, images: li
     facts = run(tmp_path)
     out = tmp_path / "data/features"
     assert not (out / "image_encoder").exists()
-    assert np.load(out / "image_features.npy").shape == (0, 2, 8)
+    assert np.load(out / "image_features.npy").shape == (0, 2, 8 + 8)
     assert pq.read_table(out / "image_index.parquet")["row"].to_pylist() == [-1, -1]
     assert facts["images"] == 0 and facts["image_encoder"] is None
     assert facts["unusable_images"] == ({"missing": 1} if images[0] else {})
@@ -123,10 +125,10 @@ def test_a_named_encoder_is_taken_as_it_is(tmp_path: Path) -> None:
     make_shop(tmp_path, ["0.png", "1.png"])
     run(tmp_path)
     (tmp_path / "data/features/image_encoder").rename(tmp_path / "given")
-    given = ImageEncoderConfig(name=str(tmp_path / "given"), tokens=5)
+    given = ImageEncoderConfig(name=str(tmp_path / "given"), tokens=5, colour_levels=2)
     facts = run(tmp_path, FeaturesConfig(vocab_size=300, image_encoder=given))
     assert facts["image_encoder"]["pretrained_on"] == 0 and facts["image_encoder"]["name"] == given.name
-    assert np.load(tmp_path / "data/features/image_features.npy").shape == (2, 5, 8)
+    assert np.load(tmp_path / "data/features/image_features.npy").shape == (2, 5, 8 + 8)
     weights = "model.safetensors"
     assert (tmp_path / "data/features/image_encoder" / weights).read_bytes() == (
         tmp_path / "given" / weights
@@ -179,6 +181,7 @@ def test_a_failed_run_keeps_the_last_result(tmp_path: Path) -> None:
         ({"image_encoder": {"tokens": 4}}, "1 . a square"),
         ({"image_encoder": {"image_size": 65}}, "multiple of patch_size"),
         ({"image_encoder": {"heads": 3}}, "multiple of heads"),
+        ({"image_encoder": {"colour_levels": 1}}, "a palette of one colour"),
         ({"subword_min_n": 6}, "above subword_max_n"),
         ({"vocab_size": 100}, "300"),
     ],

@@ -51,11 +51,14 @@ def test_a_named_model_gives_its_own_class_token_and_patch_averages(tmp_path: Pa
     patches = hidden[:, 1:].reshape(2, 2, 2, 2, 2, 16)  # row half, row, column half, column of the 4 x 4 grid
     expected = torch.cat([hidden[:, :1], patches.mean((2, 4)).reshape(2, 4, 16)], dim=1)
 
-    encoder = ImageEncoder.load(folder)
+    encoder = ImageEncoder.load(folder, colour_levels=0)
     features = encoder.encode(images)
     assert features.shape == (2, 5, 16) and features.dtype == np.float16
     assert (encoder.dim, encoder.tokens) == (16, 5)
     np.testing.assert_allclose(features, expected.numpy(), atol=5e-3)
+    with_colours = ImageEncoder.load(folder, colour_levels=3)
+    assert with_colours.dim == 16 + 27
+    np.testing.assert_allclose(with_colours.encode(images)[:, :, :16], features, atol=2e-3)
 
 
 def test_it_is_frozen(tmp_path: Path) -> None:
@@ -65,10 +68,10 @@ def test_it_is_frozen(tmp_path: Path) -> None:
 
 
 def test_save_and_load_keep_outputs_and_fingerprint(tmp_path: Path) -> None:
-    encoder = ImageEncoder.load(saved_model(tmp_path / "model"), tokens=2)
+    encoder = ImageEncoder.load(saved_model(tmp_path / "model"), tokens=2, colour_levels=2)
     encoder.save(tmp_path / "saved")
     again = ImageEncoder.load(tmp_path / "saved")
-    assert again.tokens == 2 and again.fingerprint == encoder.fingerprint
+    assert (again.tokens, again.dim) == (2, 16 + 8) and again.fingerprint == encoder.fingerprint
     assert (again.encode([picture(3)]) == encoder.encode([picture(3)])).all()
     names = sorted(path.name for path in (tmp_path / "saved").iterdir())
     assert names == ["config.json", "model.safetensors", "preprocessor_config.json"]
@@ -84,7 +87,7 @@ def test_transformers_loads_what_was_saved(tmp_path: Path) -> None:
     assert processor(picture(0), return_tensors="pt")["pixel_values"].shape == (1, 3, 32, 32)
 
 
-@pytest.mark.parametrize("what", ["weights", "tokens", "mean"])
+@pytest.mark.parametrize("what", ["weights", "tokens", "mean", "colours"])
 def test_whatever_changes_the_features_changes_the_fingerprint(tmp_path: Path, what: str) -> None:
     encoder = ImageEncoder.load(saved_model(tmp_path))
     if what == "weights":
@@ -94,7 +97,8 @@ def test_whatever_changes_the_features_changes_the_fingerprint(tmp_path: Path, w
         model.save_pretrained(tmp_path)
     if what == "mean":
         (tmp_path / "preprocessor_config.json").write_text(json.dumps(SETTINGS | {"image_mean": [0.4, 0.5, 0.61]}))
-    other = ImageEncoder.load(tmp_path, tokens=2 if what == "tokens" else None)
+    changes = {"tokens": {"tokens": 2}, "colours": {"colour_levels": 4}}
+    other = ImageEncoder.load(tmp_path, **changes.get(what, {}))
     assert other.fingerprint != encoder.fingerprint
 
 
@@ -125,7 +129,7 @@ def test_other_families_clip_dinov2_swin(tmp_path: Path) -> None:
     for name, model, dim, prefix in (("clip", clip, 16, 1), ("dino", registers, 16, 4), ("swin", swin, 16, 0)):
         model.save_pretrained(tmp_path / name)
         (tmp_path / name / "preprocessor_config.json").write_text(json.dumps(SETTINGS))
-        encoder = ImageEncoder.load(tmp_path / name)
+        encoder = ImageEncoder.load(tmp_path / name, colour_levels=0)
         assert encoder._prefix == prefix, name
         features = encoder.encode([picture(0), picture(1)])
         assert features.shape == (2, 5, dim), name
@@ -160,6 +164,8 @@ def test_models_that_cannot_serve_are_one_clear_error(tmp_path: Path) -> None:
         ImageEncoder.load(tmp_path / "nothing")
     with pytest.raises(ConfigError, match="tokens = 4 is not 1"):
         ImageEncoder.load(saved_model(tmp_path / "vit"), tokens=4)
+    with pytest.raises(ConfigError, match="colour_levels = 1 is neither"):
+        ImageEncoder.load(tmp_path / "vit", colour_levels=1)
     (tmp_path / "vit/preprocessor_config.json").write_text(json.dumps(SETTINGS | {"size": {"height": 48, "width": 48}}))
     with pytest.raises(ConfigError, match="does not work on"):
         ImageEncoder.load(tmp_path / "vit")
@@ -185,7 +191,15 @@ def test_a_text_model_or_missing_weights_are_refused(tmp_path: Path) -> None:
 
 
 def tiny(**changes: int) -> ImageEncoderConfig:
-    sizes = {"image_size": 32, "patch_size": 8, "dim": 24, "depth": 1, "heads": 2, "pretrain_steps": 40}
+    sizes = {
+        "image_size": 32,
+        "patch_size": 8,
+        "dim": 24,
+        "depth": 1,
+        "heads": 2,
+        "pretrain_steps": 40,
+        "colour_levels": 0,
+    }
     return ImageEncoderConfig(**{**sizes, "pretrain_batch": 24, **changes})
 
 

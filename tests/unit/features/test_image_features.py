@@ -16,7 +16,9 @@ from mrse.features.image_cache import FeatureCache
 from mrse.features.images import ImageEncoder, ImageFeatures, image_features
 from mrse.features.pretrain import pretrain
 
-TINY = ImageEncoderConfig(image_size=16, patch_size=8, dim=8, depth=1, heads=2, tokens=2, pretrain_steps=0)
+TINY = ImageEncoderConfig(
+    image_size=16, patch_size=8, dim=8, depth=1, heads=2, tokens=2, colour_levels=0, pretrain_steps=0
+)
 
 
 class CountingEncoder(ImageEncoder):
