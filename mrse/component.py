@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import resource
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from mrse import config
 from mrse.errors import MrseError
@@ -35,14 +33,3 @@ def run(stage: str, body: Callable[[config.Params, Path], str]) -> None:
         raise SystemExit(1) from None
     peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     say(f"{stage}: {summary} ({time.perf_counter() - started:.1f} s, peak {peak_mib:.0f} MiB)")
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` as readable JSON with sorted keys; the folder is made when missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def read_json(path: Path) -> Any:
-    """Read what `write_json` wrote."""
-    return json.loads(path.read_text(encoding="utf-8"))

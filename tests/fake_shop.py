@@ -21,8 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mrse import config, tracking
-from mrse.component import write_json
 from mrse.data.contract import SnapshotMeta, fingerprint, write_meta, write_parquet
+from mrse.jsonfile import write_json
 from mrse.model.retriever import Catalogue, EncodedCatalogue, History, HistoryBank, package_fingerprint
 
 DIM = 16

@@ -26,6 +26,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from mrse.data.uris import local_archive, local_path, open_system, read_errors, resolve
 from mrse.errors import DataError
 
+Image.init()  # Pillow finds its formats on first use, which two threads must not do at once
+
 Reason = Literal["no_root", "outside_root", "missing", "unreadable", "empty", "too_large", "truncated", "not_an_image"]
 
 # Formats that shops use. The others stay closed: some start helper programs (EPS), all widen what a bad file can reach.

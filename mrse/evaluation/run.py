@@ -20,7 +20,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mrse.component import read_json, write_json
 from mrse.config import GateConfig, Params
 from mrse.data.contract import SnapshotMeta, read_items, read_meta, write_parquet
 from mrse.errors import DataError
@@ -33,6 +32,7 @@ from mrse.evaluation.report import Evidence, ItemTable, write_report
 from mrse.evaluation.scoring import JUDGED, Embedded, Result, score_bm25, score_fusion
 from mrse.evaluation.slices import DEFINITIONS, CatalogueFacts, Requests, Slices, make_slices
 from mrse.evaluation.window import Asked, Source, Window, read_window
+from mrse.jsonfile import read_json, write_json
 from mrse.model.retriever import Retriever
 from mrse.training.lineage import lineage
 

@@ -23,7 +23,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from mrse.component import write_json
 from mrse.config import IndexConfig, Params
 from mrse.data.contract import SnapshotMeta, read_items, read_meta
 from mrse.errors import DataError, IndexFailed
@@ -39,6 +38,7 @@ from mrse.index.layout import (
     read_handed,
 )
 from mrse.index.verify import ids_fingerprint, verify
+from mrse.jsonfile import write_json
 from mrse.model.retriever import EncodedCatalogue, History, HistoryBank, Retriever, load_catalogue
 from mrse.progress import say, track
 

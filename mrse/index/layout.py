@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from mrse.component import read_json
 from mrse.errors import DataError
+from mrse.jsonfile import read_json
 
 DECISION = Path("reports/decision.json")
 CHALLENGER = Path("models/challenger.json")

@@ -26,13 +26,13 @@ from typing import Any
 import numpy as np
 
 from mrse import tracking
-from mrse.component import write_json
 from mrse.config import Params, ServicesConfig, SwapConfig
 from mrse.errors import IndexFailed
 from mrse.index.client import ALIAS, Stamp, Store, opened
 from mrse.index.layout import CHALLENGER, DECISION, INDEX_JSON, LIVE_JSON, SERVING, read_handed, serving_artifact
 from mrse.index.lease import Lease, lease
 from mrse.index.verify import SCORE_TOLERANCE
+from mrse.jsonfile import write_json
 from mrse.progress import say
 
 _ABANDONED = timedelta(hours=24)  # a collection still unverified after this long is nobody's work any more

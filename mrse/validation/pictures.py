@@ -10,8 +10,6 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from PIL import Image
-
 from mrse.data.images import ImageProblem, ImageStore, decode
 from mrse.progress import track
 
@@ -33,7 +31,6 @@ def problems(refs: list[str], store: ImageStore, max_pixels: int) -> dict[str, s
         Name to reason (`mrse.data.images.Reason`).
     """
     unique = sorted(set(refs))
-    Image.init()  # Pillow finds its formats on first use, which two threads must not do at once
     found: dict[str, str] = {}
     pictures = track(store.read_many(unique), "checking pictures", total=len(unique), unit="img")
     with ThreadPoolExecutor(os.cpu_count()) as pool:

@@ -23,12 +23,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from mrse.component import write_json
 from mrse.config import Params, ValidateConfig
 from mrse.data import contract
 from mrse.data.contract import ACTIONS, SORT_KEYS, SnapshotMeta
 from mrse.data.images import ImageStore
 from mrse.errors import DataError, ValidationFailed
+from mrse.jsonfile import write_json
 from mrse.progress import say, track
 from mrse.validation import docs, frames, statistics, suites
 from mrse.validation.engine import Engine, Hit, SuiteRun

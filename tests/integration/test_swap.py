@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from mrse import tracking
-from mrse.component import read_json
 from mrse.errors import IndexFailed, ServiceError
 from mrse.index import swap as stage
 from mrse.index.build import build
 from mrse.index.client import ALIAS, Store, opened
+from mrse.jsonfile import read_json
 from tests import fake_shop
 
 ROOT = Path(__file__).parents[2]

@@ -7,10 +7,10 @@ import pytest
 import yaml
 
 from mrse import cli, tracking
-from mrse.component import read_json
 from mrse.index.build import build
 from mrse.index.client import opened
 from mrse.index.swap import swap
+from mrse.jsonfile import read_json
 from tests import fake_shop
 from tests.index_fixtures import mlflow_uri, services, shop, workspace  # noqa: F401  fixtures
 

@@ -12,8 +12,8 @@ import yaml
 ROOT = Path(__file__).parents[2]
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
 
-# What each room of the library may import of the others. `config`, `errors`, `progress` are free to all.
-GROUND = {"config", "errors", "progress"}
+# What each room of the library may import of the others; the ground is free to all.
+GROUND = {"config", "errors", "progress", "jsonfile"}
 MAY_IMPORT = {
     "data": set(),
     "validation": {"data"},
@@ -22,9 +22,9 @@ MAY_IMPORT = {
     "model": {"features", "profiles", "data"},
     "training": {"model", "features", "profiles", "data"},
     "tracking": set(),
-    "evaluation": {"training", "model", "features", "profiles", "data", "tracking", "component"},
-    "index": {"training", "model", "features", "profiles", "data", "tracking", "component"},
-    "serving": {"index", "evaluation", "model", "features", "profiles", "data", "tracking", "component"},
+    "evaluation": {"training", "model", "features", "profiles", "data", "tracking"},
+    "index": {"training", "model", "features", "profiles", "data", "tracking"},
+    "serving": {"index", "evaluation", "model", "features", "profiles", "data", "tracking"},
     "component": set(),
 }
 FOREIGN = {"airflow", "dvc", "kubernetes", "components", "dags"}

@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from mrse.component import read_json, write_json
 from mrse.errors import DataError, IndexFailed, ServiceError
 from mrse.index import build as stage
 from mrse.index.client import ALIAS, Store, opened
+from mrse.jsonfile import read_json, write_json
 from mrse.model.retriever import HistoryBank
 from tests import fake_shop
 
