@@ -1,0 +1,55 @@
+"""The expressions are not written for DuckDB alone: Ibis can say each of them in Spark's SQL too."""
+
+from datetime import UTC, datetime, timedelta
+
+import ibis
+import pytest
+from ibis.config import Config
+
+from mrse.config import ProfilesConfig
+from mrse.data import contract
+from mrse.profiles import build
+from mrse.profiles.histories import histories
+from mrse.profiles.item_profiles import item_profiles
+from mrse.profiles.judged import read_judged
+from mrse.profiles.labels import read_labels
+from mrse.profiles.log import read_log
+from mrse.profiles.split import split_window
+
+
+class SparkOptions(Config):
+    treat_nan_as_null: bool = False
+
+
+class Recorder:
+    """An engine that computes nothing: what it is asked to keep becomes a table of that shape."""
+
+    def __init__(self) -> None:
+        self.asked = []
+
+    def keep(self, rows):
+        self.asked.append(rows)
+        return ibis.table(rows.schema(), name=f"kept_{len(self.asked)}")
+
+
+def test_every_expression_compiles_for_spark(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Ibis sets this option when the Spark backend is loaded, which needs Spark itself.
+    monkeypatch.setattr(ibis.options, "pyspark", SparkOptions())
+    config, engine = ProfilesConfig(), Recorder()
+    start = datetime(2026, 3, 1, tzinfo=UTC)
+    split = split_window(start, start + timedelta(days=14), config)
+    schemas = {name: ibis.Schema.from_pyarrow(schema) for name, schema in contract.SCHEMAS.items()}
+    raw, items, grades = (ibis.table(schemas[name], name=name) for name in ("events", "items", "judgments"))
+    log = read_log(engine, raw, items, split)
+    judged = read_judged(engine, grades, log.items, config)
+    labels = read_labels(engine, log, split)
+    past = histories(engine, log.engaged, build._moments(log, labels, split), split.end, config.history_length)
+    outputs = [
+        build._users(log, past, split),
+        item_profiles(engine, log, split, config),
+        build._examples(log, labels, judged, past, split, config, True),
+        build._requests(log, labels, judged, past, split, config, True),
+        build._queries(log, split),
+    ]
+    texts = [ibis.to_sql(rows, dialect="pyspark") for rows in [*engine.asked, *outputs]]
+    assert len(texts) == len(engine.asked) + 5 and all("SELECT" in text for text in texts)
