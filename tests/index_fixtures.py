@@ -18,7 +18,7 @@ def mlflow_uri(tmp_path_factory):
 
 @pytest.fixture
 def services(tmp_path, mlflow_uri):
-    """Milvus Lite. `MRSE_TEST_MILVUS_URI=http://host:19530` runs the same tests on a server, emptied of MRSE's first."""
+    """Milvus Lite. `MRSE_TEST_MILVUS_URI=http://host:19530` runs the same tests on a server, emptied first."""
     server = os.environ.get("MRSE_TEST_MILVUS_URI")
     if server:
         _empty(server)

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mrse.errors import DataError
+from mrse.index.client import Found
 from mrse.progress import track
-from mrse.serving.recall import Hit, Reader
+from mrse.serving.recall import Reader
 
 _BATCH = 2048
 
@@ -55,7 +56,7 @@ def write_run(reader: Reader, queries: Path, k: int, out: Path) -> int:
     try:
         with partial.open("w", encoding="utf-8") as run:
             for batch in _batches(track(read_queries(queries), "searching", unit="query")):
-                answers = reader.search([q.text for q in batch], [q.user for q in batch], k)
+                answers = reader.rank([q.text for q in batch], [q.user for q in batch], k)
                 for query, hits in zip(batch, answers, strict=True):
                     run.writelines(_lines(query, hits, tag))
                 count += len(batch)
@@ -99,7 +100,7 @@ def _batches(queries: Iterator[Query]) -> Iterator[Sequence[Query]]:
         yield batch
 
 
-def _lines(query: Query, hits: Sequence[Hit], tag: str) -> Iterator[str]:
+def _lines(query: Query, hits: Sequence[Found], tag: str) -> Iterator[str]:
     for rank, hit in enumerate(hits, start=1):
         if any(c.isspace() for c in hit.item_id):
             raise DataError(f"item id {hit.item_id!r} has white space, which a run file cannot hold")

@@ -5,8 +5,9 @@ collection's stamp; the package and the serving folder (item representations, sh
 are kept in `services.cache_dir`, so a reader needs Milvus and MLflow, not the pipeline's files. The alias is looked at
 before every batch; when it has moved, the new pair is loaded whole before any query meets it.
 
-Cost: opening takes about 5 s (imports, the model, the first download); after that a single query takes some
-milliseconds and batches run at thousands of queries per second.
+Cost: opening takes about 5 s of CPU, most of it imports, and 2 s more when the package must be fetched. After that a
+query takes some milliseconds. Of a batch, Milvus Lite takes most of the time: about 1 ms per query for ids alone, 2 ms
+with all fields; a small encoder takes 0.1 ms.
 """
 
 from __future__ import annotations
@@ -106,13 +107,25 @@ class Reader:
             ServiceError: nothing is live, or Milvus does not answer.
             IndexFailed: the live collection does not belong to the encoder that its stamp names.
         """
+        return [[_hit(found) for found in answer] for answer in self.rank(queries, users, k, FIELDS[1:])]
+
+    def rank(
+        self,
+        queries: Sequence[str],
+        users: Sequence[str | None] | None = None,
+        k: int = 10,
+        fields: Sequence[str] = (),
+    ) -> list[list[Found]]:
+        """As `search`, with ids, scores and the stored `fields` alone: fewer fields, more queries per second."""
         self.follow()
-        hits: list[list[Hit]] = []
+        pair, answers = self.pair, []
         for start in range(0, len(queries), _SEARCH_BATCH):
             part = slice(start, start + _SEARCH_BATCH)
             vectors_QD = self.encode(queries[part], None if users is None else users[part])
-            hits += self._nearest(vectors_QD, k)
-        return hits
+            wanted = min(k + _TIE_MARGIN, pair.stamp.rows)
+            found = self._store.search(pair.collection, vectors_QD, wanted, pair.stamp.search_params, fields)
+            answers += [answer[:k] for answer in found]
+        return answers
 
     def encode(self, queries: Sequence[str], users: Sequence[str | None] | None = None) -> NDArray[np.float32]:
         """Query vectors (Q, D) of the pair's model."""
@@ -132,12 +145,6 @@ class Reader:
             return False
         self.pair = self._load(target)
         return True
-
-    def _nearest(self, vectors_QD: NDArray[np.float32], k: int) -> list[list[Hit]]:
-        pair = self.pair
-        wanted = min(k + _TIE_MARGIN, pair.stamp.rows)
-        found = self._store.search(pair.collection, vectors_QD, wanted, pair.stamp.search_params, FIELDS[1:])
-        return [[_hit(one) for one in answer[:k]] for answer in found]
 
     def _target(self) -> str:
         target = self._store.target()
