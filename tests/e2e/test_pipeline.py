@@ -58,8 +58,7 @@ def test_search_and_status_answer(finished: Workspace) -> None:
 def test_an_edit_re_runs_only_what_it_touches(finished: Workspace) -> None:
     finished.configure({"gate": {"seed": 1}})
     again = ran(finished.run("dvc", "repro").stdout)
-    assert not set(again) & set(STAGES[: STAGES.index("gate")])
-    assert "gate.seed" not in finished.run("dvc", "params", "diff", check=False).stderr
+    assert again[0] == "gate"
     finished.configure({"gate": {"seed": 0}})
     finished.run("dvc", "repro")
 
