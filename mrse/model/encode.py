@@ -44,6 +44,11 @@ class Pictures:
         features_BTV = self.array_PTV[np.where(pictured_B, picture_B, picture_B[pictured_B][0])].astype(np.float32)
         return torch.from_numpy(features_BTV), torch.from_numpy(pictured_B)
 
+    def sample(self, count: int) -> Tensor:
+        """Evenly spaced pictures, at most `count`, `(P, T, V)`."""
+        rows = np.linspace(0, len(self.array_PTV) - 1, min(count, len(self.array_PTV))).astype(np.int64)
+        return torch.from_numpy(self.array_PTV[rows])
+
 
 @dataclass(frozen=True)
 class ItemQueries:
@@ -65,6 +70,8 @@ class ItemQueries:
     def memory(self, rows_B: NDArray[np.int64], bank_QEH: Tensor) -> Memory:
         """What the items at `rows_B` remember."""
         query_BK = torch.from_numpy(self.query_NK[rows_B])
+        if len(bank_QEH) == 0:  # no item has a history: every place is padding
+            bank_QEH = bank_QEH.new_zeros(1, *bank_QEH.shape[1:])
         return Memory(
             memory_BMEH=bank_QEH[query_BK.clamp(min=0)].float(),
             known_BM=query_BK >= 0,

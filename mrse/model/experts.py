@@ -18,6 +18,7 @@ from mrse.model.inputs import Texts
 
 QUERY, ITEM = 0, 1
 TOWERS = 2
+_FAR = 5.0  # standard deviations
 
 
 class Packing:
@@ -133,11 +134,16 @@ class LightBert(nn.Module):
 class VBert(nn.Module):
     """Image and text together: image tokens from the frozen encoder pass a dense adaptor and meet the text's pieces."""
 
+    image_mean_V: Tensor
+    image_std_V: Tensor
+
     def __init__(self, model: ModelConfig, vocab_size: int, image_dim: int, image_tokens: int) -> None:
         super().__init__()
         self.image_tokens = image_tokens
+        # Set once from the shop's pictures (`fit_pictures`): a palette and a ViT's outputs differ a hundredfold.
+        self.register_buffer("image_mean_V", torch.zeros(image_dim))
+        self.register_buffer("image_std_V", torch.ones(image_dim))
         self.adaptor = nn.Sequential(
-            nn.LayerNorm(image_dim),
             nn.Linear(image_dim, model.hidden),
             nn.GELU(),
             nn.Linear(model.hidden, model.hidden),
@@ -146,6 +152,14 @@ class VBert(nn.Module):
         self.stand_in = _embedding(TOWERS, model.hidden)
         self.pieces = Pieces(vocab_size, max(model.query_length, model.title_length), model.hidden)
         self.layers = LightTransformer(model.hidden, model.vbert_layers, model.heads, model.dropout)
+
+    @torch.no_grad()
+    def fit_pictures(self, sample_PTV: Tensor) -> None:
+        """Take mean and spread of each feature from a sample of the shop's pictures; nothing changes without one."""
+        if len(sample_PTV):
+            flat = sample_PTV.float().flatten(0, 1)
+            self.image_mean_V.copy_(flat.mean(dim=0))
+            self.image_std_V.copy_(flat.std(dim=0, correction=0).clamp(min=1e-3))
 
     def forward(self, texts: Texts, tower: int, images_BTV: Tensor | None, pictured_B: Tensor | None) -> Tensor:
         """Texts and pictures to `(B, H)`.
@@ -162,7 +176,8 @@ class VBert(nn.Module):
             inside_BS = F.pad(texts.inside_BL, (1, 0), value=True)
             pooled_BH: Tensor = self.layers(torch.cat([stand_in_B1H, text_BLH], dim=1), inside_BS)
             return pooled_BH
-        image_BTH = self.adaptor(images_BTV) + self.place.weight
+        even_BTV = ((images_BTV - self.image_mean_V) / self.image_std_V).clamp(-_FAR, _FAR)
+        image_BTH = self.adaptor(even_BTV) + self.place.weight
         image_BTH = torch.where(pictured_B[:, None, None], image_BTH, stand_in_B1H)
         # One stand-in token is enough: the other places of a missing picture are padding.
         shown_BT = pictured_B[:, None].repeat(1, self.image_tokens)

@@ -27,7 +27,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from mrse.component import read_json, write_json
 from mrse.config import ModelConfig
 from mrse.data.contract import read_items, read_meta
 from mrse.data.images import ImageStore
@@ -36,6 +35,7 @@ from mrse.features.encoder import ImageEncoder
 from mrse.features.images import image_features
 from mrse.features.subword import SubwordHasher
 from mrse.features.text import Tokenizer, normalise
+from mrse.jsonfile import read_json, write_json
 from mrse.model.encode import ItemQueries, Pictures, fuse_catalogue, inference, item_bank, query_bank
 from mrse.model.history import Memory, action_code, age_bucket
 from mrse.model.inputs import TextTable, item_text

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mrse.config import ModelConfig
-from mrse.model.experts import ITEM, QUERY, Experts
+from mrse.model.experts import ITEM, QUERY, Experts, VBert
 from mrse.model.history import ItemHistory, Memory, ShopperHistory
 from mrse.model.inputs import Texts
 
@@ -134,6 +134,12 @@ class Mrse(nn.Module):
         E, H = len(self.experts.names), model.hidden
         self.query_tower = Tower(model, E, ShopperHistory(E, H) if model.user_history else None)
         self.item_tower = Tower(model, E, ItemHistory(E, H) if model.item_history else None)
+
+    def fit_pictures(self, sample_PTV: Tensor) -> None:
+        """Adapt to a shop's image features; see `VBert.fit_pictures`."""
+        for module in self.modules():
+            if isinstance(module, VBert):
+                module.fit_pictures(sample_PTV)
 
     def encode_texts(self, texts: Texts) -> Tensor:
         """The query part: expert outputs of queries, `(B, E, H)`. A query has no picture."""

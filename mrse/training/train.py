@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from mrse.component import read_json
 from mrse.config import TrainConfig
 from mrse.errors import TrainingFailed
+from mrse.jsonfile import read_json
 from mrse.model.retriever import Retriever
 from mrse.progress import say, track
 from mrse.training import checkpoint
@@ -52,6 +52,15 @@ class TrainReport:
     valid: list[Row]
     fingerprint: str
     resumed_from: int
+
+    def series(self) -> dict[str, list[tuple[int, float]]]:
+        """Both curves by metric name: `train_...` and `valid_...`."""
+        found: dict[str, list[tuple[int, float]]] = {}
+        for prefix, rows in (("train", self.losses), ("valid", self.valid)):
+            for step, values in rows:
+                for name, value in values.items():
+                    found.setdefault(f"{prefix}_{name}", []).append((step, value))
+        return found
 
 
 def train(
@@ -88,6 +97,7 @@ def train(
     shop = load_shop(retriever, features, clean, profiles, _RELEVANT_GRADE, config.valid_requests)
     if len(shop.examples) == 0 and config.self_pairs == 0:
         raise TrainingFailed(f"{profiles / 'examples.parquet'}: no training example, and train.self_pairs is 0")
+    retriever.model.fit_pictures(shop.pictures.sample(_START_SAMPLE))
     folder = None
     if cache_dir is not None:
         key = checkpoint.run_key(config.model_dump_json(), _input_files(features, clean, profiles))

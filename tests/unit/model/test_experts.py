@@ -1,0 +1,149 @@
+import numpy as np
+import pytest
+import torch
+
+from mrse.config import ExpertsConfig, ModelConfig
+from mrse.features.subword import SubwordHasher
+from mrse.features.text import Tokenizer
+from mrse.model.experts import ITEM, QUERY, Experts, FtAtt, LightTransformer, Packing
+from mrse.model.inputs import TextTable, concatenated
+
+TEXTS = ["red shirt", "a blue cotton shirt with long sleeves for men", "", "reds", "!!!"]
+SMALL = ModelConfig(dim=16, hidden=16, heads=2, layers=2, dropout=0.0)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Tokenizer.train([*TEXTS, "green boots"], 300)
+
+
+@pytest.fixture(scope="module")
+def table(tokenizer):
+    return TextTable.build(TEXTS, tokenizer, SubwordHasher(500), 12)
+
+
+@pytest.fixture
+def experts(tokenizer):
+    torch.manual_seed(0)
+    built = Experts(SMALL, tokenizer.vocab_size, 500, image_dim=6, image_tokens=2).eval()
+    torch.nn.init.normal_(built.tower_TEHH, std=0.1)
+    return built
+
+
+def rows(*places):
+    return np.array(places, dtype=np.int64)
+
+
+def test_a_text_is_the_same_alone_and_in_any_batch(experts, table):
+    """Padding, neighbours and the batch's word list leave no trace."""
+    together = experts(table.batch(rows(0, 1, 2, 3, 4)), QUERY)
+    for place in range(5):
+        alone = experts(table.batch(rows(place)), QUERY)
+        assert torch.allclose(alone[0], together[place], atol=1e-5), TEXTS[place]
+
+
+def test_texts_joined_from_two_batches_are_the_same(experts, table):
+    joined = concatenated(table.batch(rows(1, 3)), table.batch(rows(0, 2, 1)))
+    assert torch.allclose(experts(joined, QUERY), experts(table.batch(rows(1, 3, 0, 2, 1)), QUERY), atol=1e-5)
+
+
+def test_outputs_are_unit_vectors_and_finite_even_for_empty_texts(experts, table):
+    out = experts(table.batch(rows(0, 1, 2, 3, 4)), ITEM)
+    norms = out.norm(dim=2)
+    assert out.shape == (5, 3, 16)
+    assert torch.isfinite(out).all()
+    no_words = [2, 4]
+    ftatt = experts.names.index("ftatt")
+    assert torch.allclose(norms[no_words, ftatt], torch.zeros(2))
+    norms[no_words, ftatt] = 1.0
+    assert torch.allclose(norms, torch.ones_like(norms), atol=1e-5)
+
+
+def test_only_vbert_reads_pictures(experts, table):
+    texts = table.batch(rows(0, 1))
+    shown = experts(texts, ITEM, torch.randn(2, 2, 6), torch.tensor([True, True]))
+    plain = experts(texts, ITEM)
+    changed = (shown - plain).abs().amax(dim=(0, 2)) > 1e-4
+    assert dict(zip(experts.names, changed.tolist(), strict=True)) == {
+        "vbert": True,
+        "ftatt": False,
+        "light_bert": False,
+    }
+
+
+def test_a_missing_picture_is_the_stand_in_whatever_its_features_hold(experts, table):
+    texts = table.batch(rows(0, 1))
+    features = torch.randn(2, 2, 6)
+    mixed = experts(texts, ITEM, features, torch.tensor([True, False]))
+    assert torch.allclose(mixed[1], experts(texts, ITEM)[1], atol=1e-5)
+    features[1] += 3.0
+    assert torch.equal(mixed[1], experts(texts, ITEM, features, torch.tensor([True, False]))[1])
+
+
+def test_packed_layers_are_the_padded_ones():
+    """Work on real tokens only against the plain loop: each text alone, without padding."""
+    torch.manual_seed(0)
+    layers = LightTransformer(8, 2, 2, 0.0).eval()
+    x, sizes = torch.randn(3, 5, 8), [5, 2, 1]
+    inside = torch.arange(5)[None, :] < torch.tensor(sizes)[:, None]
+    plain = [layers(x[b : b + 1, :n], torch.ones(1, n, dtype=torch.bool))[0] for b, n in enumerate(sizes)]
+    assert torch.allclose(layers(x, inside), torch.stack(plain), atol=1e-5)
+
+
+def test_packing_goes_there_and_back():
+    inside = torch.tensor([[True, False, True], [True, False, False]])
+    packing = Packing(inside)
+    x = torch.randn(2, 3, 4)
+    assert torch.equal(packing.unpack(packing.pack(x)), x * inside[:, :, None])
+    assert torch.allclose(packing.mean(packing.pack(x))[0], (x[0, 0] + x[0, 2]) / 2)
+
+
+def test_ftatt_is_attention_over_means_of_ngrams(table):
+    torch.manual_seed(0)
+    expert = FtAtt(8, 500)
+    texts = table.batch(rows(0, 1))
+    with torch.no_grad():
+        got = expert(texts)
+        for row in range(2):
+            words = []
+            for word in texts.words_BW[row][texts.words_BW[row] > 0]:
+                grams = [g for g in texts.grams_UG[word].tolist() if g]
+                words.append(torch.stack([expert.grams.weight[g] for g in grams]).mean(dim=0))
+            shares = torch.softmax(torch.cat([expert.score(word) for word in words]), dim=0)
+            expected = sum(share * word for share, word in zip(shares, words, strict=True))
+            assert torch.allclose(got[row], expected, atol=1e-6)
+
+
+def test_the_table_of_ngrams_gets_a_sparse_gradient_and_padding_none(table):
+    expert = FtAtt(8, 500)
+    expert(table.batch(rows(0))).sum().backward()
+    gradient = expert.grams.weight.grad
+    assert gradient.is_sparse
+    dense = gradient.to_dense()
+    used = set(table.batch(rows(0)).grams_UG.flatten().tolist()) - {0}
+    assert set(dense.abs().sum(dim=1).nonzero().flatten().tolist()) <= used
+    assert dense[0].abs().max() == 0
+
+
+@pytest.mark.parametrize("on", [("vbert",), ("ftatt",), ("light_bert",), ("vbert", "ftatt"), ("ftatt", "light_bert")])
+def test_any_experts_can_be_off(tokenizer, table, on):
+    switches = ExpertsConfig(**{name: name in on for name in ("vbert", "ftatt", "light_bert")})
+    experts = Experts(SMALL.model_copy(update={"experts": switches}), tokenizer.vocab_size, 500, 6, 2)
+    assert experts.names == on
+    assert experts(table.batch(rows(0, 1)), QUERY).shape == (2, len(on), 16)
+
+
+def test_towers_start_in_one_space_and_may_part(tokenizer, table):
+    """A title finds itself before anything is learned."""
+    torch.manual_seed(0)
+    experts = Experts(SMALL, tokenizer.vocab_size, 500, 6, 2).eval()
+    ftatt = experts.names.index("ftatt")
+    texts = table.batch(rows(0, 1))
+    assert torch.equal(experts(texts, QUERY)[:, ftatt], experts(texts, ITEM)[:, ftatt])
+    torch.nn.init.normal_(experts.tower_TEHH, std=0.1)
+    assert not torch.allclose(experts(texts, QUERY)[:, ftatt], experts(texts, ITEM)[:, ftatt])
+
+
+def test_batches_are_cut_to_their_longest_text(table):
+    assert table.batch(rows(0)).tokens_BL.shape[1] < table.batch(rows(1)).tokens_BL.shape[1]
+    assert table.batch(rows(2)).words_BW.shape == (1, 1)

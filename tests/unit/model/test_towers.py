@@ -1,0 +1,134 @@
+import pytest
+import torch
+from torch.nn import functional as F
+
+from mrse.config import ModelConfig
+from mrse.model.history import ItemHistory, Memory, ShopperHistory, TargetAttention, action_code, age_bucket
+from mrse.model.towers import Mrse
+
+E, H = 3, 8
+SMALL = ModelConfig(dim=12, hidden=H, heads=2, layers=1, dropout=0.0)
+
+
+def unit(*shape, seed=0):
+    return F.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
+
+
+def shopper(memory, known):
+    codes = torch.zeros(known.shape, dtype=torch.long)
+    return Memory(memory, known, action_BM=codes + 1, age_BM=codes + 2)
+
+
+def model(**switches):
+    torch.manual_seed(0)
+    built = Mrse(SMALL.model_copy(update=switches), 50, 100, 4, 2).eval()
+    for parameter in built.parameters():  # zeros would hide what a test looks for
+        if parameter.abs().sum() == 0:
+            torch.nn.init.normal_(parameter, std=0.3)
+    return built
+
+
+def test_attention_is_its_formula():
+    torch.manual_seed(0)
+    attention = TargetAttention(E, H)
+    torch.nn.init.normal_(attention.nothing_EH)
+    target, memory, bias = unit(2, E, H), unit(2, 4, E, H, seed=1), torch.randn(2, 4, E)
+    known = torch.tensor([[True, True, False, True], [False, False, False, False]])
+    got = attention(target, memory, bias, known)
+    for b in range(2):
+        for e in range(E):
+            logits, values = [attention.nothing_logit_E[e]], [attention.nothing_EH[e]]
+            for m in range(4):
+                if known[b, m]:
+                    logits.append(target[b, e] @ attention.look_EHH[e] @ memory[b, m, e] + bias[b, m, e])
+                    values.append(memory[b, m, e])
+            shares = torch.softmax(torch.stack(logits), dim=0)
+            expected = sum(share * value for share, value in zip(shares, values, strict=True))
+            assert torch.allclose(got[b, e], expected, atol=1e-5)
+
+
+def test_what_is_not_known_has_no_say():
+    history = ShopperHistory(E, H)
+    memory = unit(1, 3, E, H, seed=1)
+    known = torch.tensor([[True, False, False]])
+    other = memory.clone()
+    other[:, 1:] = 5.0
+    assert torch.equal(history(unit(1, E, H), shopper(memory, known)), history(unit(1, E, H), shopper(other, known)))
+
+
+def test_actions_ages_and_weights_count():
+    torch.manual_seed(0)
+    history = ShopperHistory(E, H)
+    torch.nn.init.normal_(history.action.weight)
+    torch.nn.init.normal_(history.age.weight)
+    memory, known = unit(1, 2, E, H, seed=1), torch.ones(1, 2, dtype=torch.bool)
+    base = torch.tensor([[1, 2]])
+    outs = [
+        history(unit(1, E, H), Memory(memory, known, action_BM=actions, age_BM=ages))
+        for actions, ages in ((base, base), (base.flip(1), base), (base, base.flip(1)))
+    ]
+    assert not torch.allclose(outs[0], outs[1]) and not torch.allclose(outs[0], outs[2])
+    items = ItemHistory(E, H)
+    heavy = items(unit(1, E, H), Memory(memory, known, weight_BM=torch.tensor([[9.0, 1.0]])))
+    even = items(unit(1, E, H), Memory(memory, known, weight_BM=torch.tensor([[1.0, 1.0]])))
+    closer = F.cosine_similarity(heavy, memory[:, 0], dim=2) > F.cosine_similarity(even, memory[:, 0], dim=2)
+    assert closer.all()
+
+
+def test_a_history_without_its_parts_is_refused():
+    memory, known = unit(1, 2, E, H), torch.ones(1, 2, dtype=torch.bool)
+    with pytest.raises(ValueError, match="actions and ages"):
+        ShopperHistory(E, H)(unit(1, E, H), Memory(memory, known))
+    with pytest.raises(ValueError, match="needs weights"):
+        ItemHistory(E, H)(unit(1, E, H), Memory(memory, known))
+
+
+def test_codes():
+    assert [action_code(a) for a in ("click", "add_to_cart", "order", "wish")] == [1, 2, 3, 0]
+    assert [age_bucket(h) for h in (-5.0, 0.5, 1.0, 23.0, 1e9)] == [0, 0, 1, 4, 13]
+
+
+def test_preferences_sum_to_one_and_follow_query_and_history():
+    towers = model()
+    query = unit(4, E, H)
+    known = torch.ones(4, 2, dtype=torch.bool)
+    with_history = towers.fuse_queries(query, shopper(unit(4, 2, E, H, seed=1), known))
+    without = towers.fuse_queries(query, shopper(unit(4, 2, E, H, seed=1), ~known))
+    assert torch.allclose(with_history.preference_BE.sum(dim=1), torch.ones(4))
+    assert torch.allclose(with_history.vector_BD.norm(dim=1), torch.ones(4), atol=1e-6)
+    assert not torch.allclose(with_history.preference_BE, without.preference_BE)
+    assert not torch.allclose(with_history.preference_BE[0], with_history.preference_BE[1])
+
+
+def test_preferences_off_are_uniform():
+    fused = model(preferences=False).fuse_items(unit(2, E, H), None)
+    assert torch.equal(fused.preference_BE, torch.full((2, E), 1 / E))
+
+
+def test_histories_off_ignore_the_memory():
+    towers = model(user_history=False, item_history=False)
+    memory = shopper(unit(2, 3, E, H, seed=1), torch.ones(2, 3, dtype=torch.bool))
+    query = unit(2, E, H)
+    assert torch.equal(towers.fuse_queries(query, memory).vector_BD, towers.fuse_queries(query, None).vector_BD)
+    assert towers.item_tower.history is None
+
+
+def test_fusing_starts_from_what_aligning_learned():
+    """Before the fusion has learned anything, its cosines are those of the experts together."""
+    towers = Mrse(SMALL.model_copy(update={"dim": E * H}), 50, 100, 4, 2).eval()
+    sample = unit(200, E, H)
+    towers.start_fusion(sample)
+    query, item = unit(5, E, H, seed=1), unit(7, E, H, seed=2)
+    none = Memory(torch.zeros(5, 1, E, H), torch.zeros(5, 1, dtype=torch.bool), torch.zeros(5, 1, dtype=torch.long),
+                  torch.zeros(5, 1, dtype=torch.long))  # fmt: skip
+    empty = Memory(torch.zeros(7, 1, E, H), torch.zeros(7, 1, dtype=torch.bool), weight_BM=torch.zeros(7, 1))
+    fused = towers.fuse_queries(query, none).vector_BD @ towers.fuse_items(item, empty).vector_BD.T
+    together = torch.einsum("qeh,ieh->qi", query, item) / E
+    assert torch.allclose(fused, together, atol=1e-5)
+
+
+def test_start_fills_up_when_the_vector_is_wider_than_the_experts():
+    towers = Mrse(SMALL.model_copy(update={"dim": 40}), 50, 100, 4, 2)
+    towers.start_fusion(unit(60, E, H))
+    assert towers.query_tower.fusion.own.weight.shape == (40, E * H)
+    assert towers.query_tower.fusion.own.weight[E * H :].abs().max() == 0

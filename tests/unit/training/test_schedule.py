@@ -1,0 +1,25 @@
+import pytest
+
+from mrse.config import TrainConfig
+from mrse.training.optimiser import rate
+
+CONFIG = TrainConfig(align_steps=100, fuse_steps=200, warmup_share=0.1, expert_learning_rate_share=0.3)
+
+
+def test_experts_rise_then_fall_and_go_on_where_they_were():
+    shares = [rate(CONFIG, step, experts=True) for step in range(300)]
+    assert shares[0] < 0.1 and max(shares) == pytest.approx(1.0)
+    assert shares.index(max(shares)) == 10
+    assert shares[99] == pytest.approx(shares[100], abs=0.01) == pytest.approx(0.3, abs=0.01)
+    assert shares[99:] == sorted(shares[99:], reverse=True)
+    assert 0 < shares[-1] < 0.02
+
+
+def test_the_fusion_has_a_rise_of_its_own():
+    shares = [rate(CONFIG, step, experts=False) for step in range(100, 300)]
+    assert shares[0] < 0.1 and max(shares) == pytest.approx(1.0) and shares[-1] < 0.06
+
+
+def test_without_a_first_phase_the_experts_train_at_full_rate():
+    alone = CONFIG.model_copy(update={"align_steps": 0})
+    assert max(rate(alone, step, experts=True) for step in range(200)) == pytest.approx(1.0)

@@ -1,0 +1,286 @@
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mrse.errors import DataError, TrainingFailed
+from mrse.model.retriever import History, HistoryBank, Retriever
+from mrse.profiles import tables
+from mrse.training import steps as steps_module
+from mrse.training.data import load_shop
+from mrse.training.train import train
+from tests import tiny_shop
+
+QUICK = {"align_steps": 6, "fuse_steps": 9, "eval_every": 5, "bank_refresh_steps": 4, "checkpoint_every": 4}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny")
+    tiny_shop.write_shop(folder)
+    return folder
+
+
+def run(folder, out, config, cache_dir=None, seen=None):
+    on_metrics = (lambda step, values: seen.append((step, values))) if seen is not None else lambda step, values: None
+    inputs = [folder / name for name in ("features", "clean", "profiles")]
+    return train(config, *inputs, folder, out, on_metrics, cache_dir)
+
+
+def weights(folder):
+    return load_file(folder / "model.safetensors")
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture(scope="module")
+def unbroken(tiny, tmp_path_factory):
+    """A short run, its package and its report."""
+    out = tmp_path_factory.mktemp("unbroken") / "out"
+    return run(tiny, out, tiny_shop.config(**QUICK)), out
+
+
+def test_two_runs_give_the_same_weights_and_another_seed_others(tiny, tmp_path, unbroken):
+    first, out = unbroken
+    second = run(tiny, tmp_path / "b", tiny_shop.config(**QUICK))
+    run(tiny, tmp_path / "c", tiny_shop.config(**QUICK, seed=1))
+    assert same(weights(out), weights(tmp_path / "b"))
+    assert first.fingerprint == second.fingerprint and first.losses == second.losses
+    assert not same(weights(out), weights(tmp_path / "c"))
+
+
+@pytest.mark.parametrize("killed_at", [5, 9, 13])
+def test_a_killed_run_goes_on_to_the_weights_and_curves_of_an_unbroken_one(
+    tiny, tmp_path, monkeypatch, unbroken, killed_at
+):
+    """Killed while aligning, while fusing before a score, and after one."""
+    config = tiny_shop.config(**QUICK)
+    whole, out = unbroken
+
+    class Killed(BaseException):
+        pass
+
+    for name in ("align", "fuse"):
+        real = getattr(steps_module.Steps, name)
+
+        def stop(self, step, *rest, real=real):
+            if step == killed_at:
+                raise Killed
+            return real(self, step, *rest)
+
+        monkeypatch.setattr(steps_module.Steps, name, stop)
+    with pytest.raises(Killed):
+        run(tiny, tmp_path / "broken", config, tmp_path / "cache")
+    assert not (tmp_path / "broken").exists()
+    monkeypatch.undo()
+    resumed = run(tiny, tmp_path / "broken", config, tmp_path / "cache")
+    assert resumed.resumed_from == killed_at // 4 * 4 > 0
+    assert same(weights(out), weights(tmp_path / "broken"))
+    assert resumed.losses == whole.losses and resumed.valid == whole.valid
+
+
+def test_a_changed_configuration_or_input_starts_anew(tiny, tmp_path):
+    config = tiny_shop.config(**QUICK)
+    run(tiny, tmp_path / "a", config, tmp_path / "cache")
+    assert run(tiny, tmp_path / "a", config, tmp_path / "cache").resumed_from == 12  # the last checkpoint
+    assert run(tiny, tmp_path / "a", config.model_copy(update={"clip": 0.9}), tmp_path / "cache").resumed_from == 0
+    assert len(list((tmp_path / "cache/train").iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": {"experts": {"vbert": False}}},
+        {"model": {"experts": {"ftatt": False}}},
+        {"model": {"experts": {"light_bert": False, "vbert": False}}},
+        {"model": {"user_history": False}},
+        {"model": {"item_history": False}},
+        {"model": {"preferences": False}},
+        {"model": {"images": False}},
+        {"model": {"modality_dropout": 0.0, "history_dropout": 0.0, "word_dropout": 0.0, "dropout": 0.0}},
+        {"loss": {"alpha": 0.0, "hard_negatives": 2}},
+        {"loss": {"beta": 0.0}},
+        {"loss": {"hard_negatives": 0}},
+        {"loss": {"catalogue_negatives": 0, "logq": False}},
+        {"self_pairs": 0.0},
+        {"align_steps": 0},
+        {"precision": "bfloat16"},
+        {"keep": "last"},
+    ],
+    ids=str,
+)
+def test_every_mechanism_can_be_switched(tiny, tmp_path, change):
+    config = tiny_shop.config(**(QUICK | {"align_steps": 2, "fuse_steps": 3, "min_rank": 1.0} | change))
+    report = run(tiny, tmp_path / "out", config)
+    assert all(np.isfinite(value) for _, row in report.losses for value in row.values())
+    loaded = Retriever.load(tmp_path / "out")
+    assert loaded.encode_catalogue(tiny_shop.catalogue()).vectors.shape == (128, 32)
+
+
+@pytest.mark.parametrize("lacking", ["pictures", "users", "events", "hard"])
+def test_shops_that_lack_something_train(tmp_path, lacking):
+    tiny_shop.write_shop(tmp_path, **{lacking: False})
+    report = run(tmp_path, tmp_path / "out", tiny_shop.config(**QUICK))
+    assert report.metrics["recall"] >= 0 and report.losses[-1][0] == 15
+
+
+def test_learning_lowers_the_loss_and_tells_both_curves(tiny, tmp_path):
+    seen = []
+    config = tiny_shop.config(align_steps=20, fuse_steps=30, eval_every=15)
+    report = run(tiny, tmp_path / "out", config, seen=seen)
+    aligned = [row["loss"] for step, row in report.losses if step <= 20]
+    fused = [row["loss"] for step, row in report.losses if step > 20]
+    assert aligned[-1] < 0.95 * aligned[0] and fused[-1] < 0.95 * fused[0]
+    assert [step for step, _ in report.valid] == [20, 35, 50]
+    assert sorted(step for step, _ in seen) == sorted(step for step, _ in [*report.losses, *report.valid])
+    series = report.series()
+    assert series["valid_recall"][-1] == (50, report.valid[-1][1]["recall"])
+    assert [step for step, _ in series["train_mnsce"]] == [30, 40, 50]
+
+
+def test_the_best_scored_weights_are_kept(tiny, tmp_path, unbroken):
+    report, _ = unbroken
+    best = max(row["recall"] for _, row in report.valid)
+    assert report.metrics["recall"] == best
+    assert dict(report.valid)[int(report.metrics["kept_step"])]["recall"] == best
+    last = run(tiny, tmp_path / "last", tiny_shop.config(**QUICK, keep="last"))
+    assert last.metrics["kept_step"] == 15
+
+
+def test_the_package_scores_what_training_said(tiny, tmp_path):
+    """Trained banks and a loaded package are one model: recall measured from outside is the reported one."""
+    config = tiny_shop.config(align_steps=15, fuse_steps=15, eval_every=15, keep="last", model={"item_history": False})
+    report = run(tiny, tmp_path / "out", config)
+    retriever = Retriever.load(tmp_path / "out")
+    encoded = retriever.encode_catalogue(tiny_shop.catalogue())
+    bank = HistoryBank(encoded.item_ids, encoded.bank)
+    requests = [row for row in pq.read_table(tiny / "profiles/requests.parquet").to_pylist()]
+    histories = [History(r["hist_items"], r["hist_actions"], r["hist_ages"]) for r in requests]
+    vectors = retriever.encode_queries([r["query"] for r in requests], histories, bank)
+    top = np.argsort(-(vectors @ encoded.vectors.T), axis=1)[:, : config.valid_k]
+    found = [
+        np.mean([item in {encoded.item_ids[i] for i in row} for item in request["relevant"]])
+        for row, request in zip(top, requests, strict=True)
+    ]
+    assert float(np.mean(found)) == pytest.approx(report.metrics["recall"], abs=0.01)
+
+
+def test_a_loss_that_is_not_finite_names_its_step(tiny, tmp_path, monkeypatch):
+    real = steps_module.Steps.fuse
+
+    def broken(self, step, banks):
+        parts = real(self, step, banks)
+        return parts | {"loss": parts["loss"] * (float("nan") if step == 8 else 1.0)}
+
+    monkeypatch.setattr(steps_module.Steps, "fuse", broken)
+    with pytest.raises(TrainingFailed, match="step 8: the loss is not finite"):
+        run(tiny, tmp_path / "out", tiny_shop.config(**QUICK))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_collapsed_model_fails_the_run(tiny, tmp_path):
+    with pytest.raises(TrainingFailed, match="effective rank"):
+        run(tiny, tmp_path / "out", tiny_shop.config(**QUICK, min_rank=31.9))
+    with pytest.raises(TrainingFailed, match=r"expert \w+ collapsed"):
+        run(tiny, tmp_path / "out", tiny_shop.config(**QUICK, min_expert_share=0.9))
+
+
+def test_nothing_to_learn_from_is_said(tmp_path):
+    tiny_shop.write_shop(tmp_path)
+    pq.write_table(pa.Table.from_pylist([], tables.EXAMPLES), tmp_path / "profiles/examples.parquet")
+    with pytest.raises(TrainingFailed, match="no training example"):
+        run(tmp_path, tmp_path / "out", tiny_shop.config(**QUICK, self_pairs=0.0))
+    report = run(tmp_path, tmp_path / "out", tiny_shop.config(**QUICK))  # from the titles alone
+    assert report.metrics["recall"] > 0
+    (tmp_path / "profiles/requests.parquet").unlink()
+    with pytest.raises(DataError, match="build_profiles writes it"):
+        run(tmp_path, tmp_path / "out", tiny_shop.config(**QUICK))
+
+
+def test_without_validation_requests_the_last_weights_are_kept(tmp_path):
+    tiny_shop.write_shop(tmp_path)
+    pq.write_table(pa.Table.from_pylist([], tables.REQUESTS), tmp_path / "profiles/requests.parquet")
+    report = run(tmp_path, tmp_path / "out", tiny_shop.config(**QUICK))
+    assert report.metrics["kept_step"] == 15 and "recall" not in report.metrics
+
+
+def test_the_shop_is_indexed_as_written(tiny, fresh_retriever):
+    """Against the rows of the files, one by one."""
+    shop = load_shop(fresh_retriever, tiny / "features", tiny / "clean", tiny / "profiles", 0.7, 1000)
+    table = pq.read_table(tiny / "profiles/examples.parquet")
+    rows = table.to_pylist()
+    item = {name: place for place, name in enumerate(shop.item_ids)}
+    assert len(shop.examples) == len(rows) == 1050
+    for place in (0, 1, 17, 1049):
+        row = rows[place]
+        assert shop.examples.item_M[place] == item[row["item_id"]]
+        hard = [i for i in shop.examples.hard_MK[place] if i >= 0]
+        assert hard == [item[name] for name in row["hard_negatives"]]
+        known = shop.examples.shoppers.item_ML[place]
+        assert known.tolist() == [item[name] for name in row["hist_items"]]
+        assert shop.examples.shoppers.age_ML[place].tolist() == [1, 3, 4, 5, 5]
+        assert shop.examples.epoch_M[place] == (0 if row["profile_asof"] else -1)
+    assert float(shop.examples.weight_M.mean()) == pytest.approx(1.0, rel=1e-5)
+    askers = {(row["query"], row["user_id"]) for row in rows}
+    assert len(set(shop.examples.asker_M.tolist())) == len(askers)
+    assert shop.item_queries(-1).query_NK.max() == -1
+    assert (shop.item_queries(0).query_NK[:, 0] >= 0).sum() == 64
+
+
+def test_judged_requests_count_only_what_is_good_enough(tmp_path, fresh_retriever):
+    tiny_shop.write_shop(tmp_path, events=False)
+    path = tmp_path / "profiles/requests.parquet"
+    table = pq.read_table(path)
+    gains = [[1.0, 0.69, *([0.0] * (len(row) - 2))] for row in table.column("relevant").to_pylist()]
+    column = table.schema.get_field_index("gains")
+    pq.write_table(table.set_column(column, table.schema.field(column), pa.array(gains, pa.list_(pa.float32()))), path)
+    inputs = (fresh_retriever, tmp_path / "features", tmp_path / "clean", tmp_path / "profiles", 0.7)
+    assert {len(relevant) for relevant in load_shop(*inputs, 1000).requests.relevant} == {1}
+    assert len(load_shop(*inputs, 10).requests) == 10
+
+
+def test_examples_of_items_that_are_gone_are_counted(tmp_path):
+    tiny_shop.write_shop(tmp_path)
+    path = tmp_path / "clean/items.parquet"
+    items = pq.read_table(path)
+    pq.write_table(items.filter(pc.invert(pc.starts_with(items.column("item_id"), "boots"))), path)
+    report = run(tmp_path, tmp_path / "out", tiny_shop.config(**QUICK))
+    table = pq.read_table(tmp_path / "profiles/examples.parquet")
+    gone = sum(name.startswith("boots") for name in table.column("item_id").to_pylist())
+    assert report.metrics["dropped_examples_of_unknown_items"] == gone > 0
+
+
+def test_no_candidate_shows_a_profile_newer_than_the_example_may_see(tiny, fresh_retriever, monkeypatch):
+    shop = load_shop(fresh_retriever, tiny / "features", tiny / "clean", tiny / "profiles", 0.7, 1000)
+    steps = steps_module.Steps(tiny_shop.config(), fresh_retriever, shop)
+    asked = []
+    monkeypatch.setattr(type(shop), "item_queries", lambda self, epoch: asked.append(epoch) or self.profiles[0])
+    banks = steps.refresh()
+    for step in range(12):
+        draw = steps.sampler.draw(step)
+        steps.fuse(step, banks)
+        assert asked[-1] == draw.epoch
+        assert set(shop.examples.epoch_M[draw.example_rows].tolist()) == {draw.epoch}
+    assert {-1, 0} == set(asked)
+
+
+@pytest.fixture(scope="module")
+def fresh_retriever(tiny):
+    torch.manual_seed(0)
+    return Retriever.create(tiny_shop.config().model, tiny / "features")
+
+
+def test_an_older_package_is_replaced_whole(tiny, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "stale.txt").write_text("of an earlier run")
+    run(tiny, out, tiny_shop.config(**QUICK))
+    assert not (out / "stale.txt").exists() and json.loads((out / "config.json").read_text())["format"] == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
