@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from mrse.component import run, write_json
+from mrse.component import run
+from mrse.jsonfile import write_json
 from mrse.config import Params
 from mrse.profiles.build import build_profiles
 
