@@ -254,7 +254,8 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"signed": _signed, "plain": _plain, "percent": _percent, "title_of": _title_of}
+    filters = {"signed": _signed, "plain": _plain, "percent": _percent, "title_of": _title_of, "capital": _capital}
+    environment.filters |= filters
     return environment
 
 
@@ -268,6 +269,10 @@ def _plain(value: float | None) -> str:
 
 def _percent(value: float | None) -> str:
     return "–" if value is None else f"{value:+.1%}".replace("-", "−")
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _title_of(name: str) -> str:

@@ -279,7 +279,7 @@ def test_the_report_is_one_file_that_states_the_essentials(tmp_path: Path) -> No
     decision = run_gate(settings(), write_shop(tmp_path, "good"))
     html = (tmp_path / "reports/gate/index.html").read_text()
     assert decision["sentence"].split(":")[1].strip() in html
-    assert "Simulated." in html and "The shop is simulated." in html
+    assert "Simulated data." in html and "The shop is simulated." in html
     assert "data:image/jpeg;base64," in html and "no picture" in html
     assert 'src="http' not in html and "<script" not in html and "<link" not in html
     assert decision["window"]["hash"] in html and decision["challenger"]["fingerprint"] in html
