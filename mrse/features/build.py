@@ -19,7 +19,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from mrse.component import write_json
 from mrse.config import FeaturesConfig
 from mrse.data.contract import read_items, read_meta, write_parquet
 from mrse.data.images import ImageProblem, ImageStore, decode
@@ -30,6 +29,7 @@ from mrse.features.preprocess import Preprocessing
 from mrse.features.pretrain import pretrain
 from mrse.features.subword import SubwordHasher
 from mrse.features.text import Tokenizer
+from mrse.jsonfile import write_json
 from mrse.progress import track
 
 # More pictures teach a compact ViT nothing in so few steps, and would cost memory (12 KiB each at 64 x 64).
