@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Iterable, Iterator, Sized
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -34,16 +35,26 @@ def track(items: Iterable[T], what: str, total: int | None = None, unit: str = "
         total: the number of items where `items` has no length.
         unit: what one item is called.
     """
-    terminal = sys.stderr.isatty()
-    yield from tqdm(
-        items,
-        desc=what,
-        total=total,
-        unit=unit,
-        file=sys.stderr,
-        disable=quiet(),
-        mininterval=0.1 if terminal else _PLAIN_INTERVAL_S,
-        ncols=None if terminal else 100,
-        ascii=not terminal,
-        leave=terminal,
-    )
+    if sys.stderr.isatty():
+        yield from tqdm(items, desc=what, total=total, unit=unit, file=sys.stderr, disable=quiet(), leave=False)
+        return
+    total = len(items) if total is None and isinstance(items, Sized) else total
+    started = said = time.monotonic()
+    for done, item in enumerate(items, start=1):
+        yield item
+        now = time.monotonic()
+        if now - said >= _PLAIN_INTERVAL_S:
+            said = now
+            say(_line(what, unit, done, total, now - started))
+
+
+def _line(what: str, unit: str, done: int, total: int | None, seconds: float) -> str:
+    """One plain line of progress.
+
+    >>> _line("embedding items", "item", 500, 2000, 10.0)
+    'embedding items: 500 of 2,000 (25%), 50.0 item/s, 30 s left'
+    """
+    rate = done / seconds
+    if total is None:
+        return f"{what}: {done:,}, {rate:.1f} {unit}/s"
+    return f"{what}: {done:,} of {total:,} ({done / total:.0%}), {rate:.1f} {unit}/s, {(total - done) / rate:.0f} s left"
