@@ -234,7 +234,7 @@ class LossConfig(Section):
     temperature: PositiveFloat = 0.05
     margin: PositiveFloat = 0.1
     logq: bool = True
-    catalogue_negatives: NonNegative = 256
+    catalogue_negatives: NonNegative = 512
     hard_negatives: NonNegative = 2
 
     @model_validator(mode="after")
@@ -248,8 +248,8 @@ class TrainConfig(Section):
     """The challenger: model, loss, two phases of training (`train`)."""
 
     seed: int = 0
-    align_steps: NonNegative = 400
-    fuse_steps: Positive = 800
+    align_steps: NonNegative = 300
+    fuse_steps: Positive = 600
     batch_size: Positive = 128
     learning_rate: PositiveFloat = 1e-3
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.01

@@ -188,13 +188,25 @@ class VBert(nn.Module):
 
 
 class FtAtt(nn.Module):
-    """Fast lexical text: a word is the mean of its hashed n-grams, a text the attention-weighted mean of its words."""
+    """Fast lexical text: a word is the mean of its hashed n-grams, a text the attention-weighted mean of its words.
+
+    Attention starts from how rare a word is in the shop (`fit_words`): words too rare to learn from still count.
+    """
+
+    log_rarity_R: Tensor
 
     def __init__(self, hidden: int, buckets: int) -> None:
         super().__init__()
+        self.register_buffer("log_rarity_R", torch.zeros(buckets + 1))
+        self.rarity = nn.Parameter(torch.ones(()))
         self.grams = _embedding(buckets + 1, hidden)
         self.grams.weight.data[0] = 0.0
         self.score = nn.Sequential(nn.Linear(hidden, hidden), nn.Tanh(), nn.Linear(hidden, 1))
+
+    @torch.no_grad()
+    def fit_words(self, count_R: Tensor, texts: int) -> None:
+        """Take the inverse document frequency of each whole word; `count_R` from `TextTable.word_counts`."""
+        self.log_rarity_R.copy_(torch.log(torch.log1p(texts / (count_R.float() + 1.0))))
 
     def forward(self, texts: Texts) -> Tensor:
         """A batch of texts to `(B, H)`; zeros for a text without words.
@@ -205,7 +217,9 @@ class FtAtt(nn.Module):
         distinct_R, place_UG = torch.unique(texts.grams_UG, return_inverse=True)
         gram_RH = F.embedding(distinct_R, self.grams.weight, sparse=True)
         word_UH = F.embedding_bag(place_UG, gram_RH, mode="mean", padding_idx=0)
-        score_U = self.score(word_UH).squeeze(1)
+        # A word's first n-gram is the word itself. Its weight starts as its inverse document frequency.
+        rarity_U = self.log_rarity_R[texts.grams_UG[:, 0]]
+        score_U = self.score(word_UH).squeeze(1) + self.rarity * rarity_U
         inside_BW = texts.words_BW > 0
         score_BW = score_U[texts.words_BW].float().masked_fill(~inside_BW, -1e9)
         attention_BW = score_BW.softmax(dim=1) * inside_BW

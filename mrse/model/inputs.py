@@ -96,6 +96,12 @@ class TextTable:
     def __len__(self) -> int:
         return len(self._tokens_NL)
 
+    def word_counts(self, buckets: int) -> NDArray[np.int64]:
+        """In how many texts each whole word occurs, by its n-gram id, `(buckets + 1,)`."""
+        whole_NW = self._grams_UG[self._words_NW, 0].astype(np.int64)
+        pairs = np.unique(np.arange(len(self))[:, None] * (buckets + 1) + whole_NW)
+        return np.bincount(pairs % (buckets + 1), minlength=buckets + 1)
+
     def batch(self, rows_B: NDArray[np.int64]) -> Texts:
         """The texts at `rows_B`, cut to the longest of them."""
         inside_BL = self._inside_NL[rows_B]

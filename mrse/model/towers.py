@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mrse.config import ModelConfig
-from mrse.model.experts import ITEM, QUERY, Experts, VBert
+from mrse.model.experts import ITEM, QUERY, Experts, FtAtt, VBert
 from mrse.model.history import ItemHistory, Memory, ShopperHistory
-from mrse.model.inputs import Texts
+from mrse.model.inputs import Texts, TextTable
 
 _PREFERENCE_HIDDEN = 32
 _HISTORY_START = 0.3
@@ -135,11 +135,19 @@ class Mrse(nn.Module):
         self.query_tower = Tower(model, E, ShopperHistory(E, H) if model.user_history else None)
         self.item_tower = Tower(model, E, ItemHistory(E, H) if model.item_history else None)
 
-    def fit_pictures(self, sample_PTV: Tensor) -> None:
-        """Adapt to a shop's image features; see `VBert.fit_pictures`."""
+    def fit_shop(self, texts: TextTable, sample_PTV: Tensor) -> None:
+        """Take from a shop what needs no learning: how rare its words are, how its image features spread.
+
+        Args:
+            texts: the items' texts.
+            sample_PTV: image features of some of its pictures; may be none.
+        """
         for module in self.modules():
             if isinstance(module, VBert):
                 module.fit_pictures(sample_PTV)
+            if isinstance(module, FtAtt):
+                count_R = torch.from_numpy(texts.word_counts(len(module.log_rarity_R) - 1))
+                module.fit_words(count_R, len(texts))
 
     def encode_texts(self, texts: Texts) -> Tensor:
         """The query part: expert outputs of queries, `(B, E, H)`. A query has no picture."""

@@ -1,7 +1,8 @@
 """The two kinds of step: align the experts, then train the fusion over them.
 
 Shapes: B rows of a batch (examples, then self-made pairs), P distinct positives, C candidates (the positives, then
-items drawn from the catalogue), K hard negatives of a row, E experts, H hidden, D size of the vectors, N items.
+items drawn from the catalogue), K hard negatives of a row, J distinct ones of the batch, E experts, H hidden, D size of
+the vectors, N items.
 """
 
 from __future__ import annotations
@@ -110,39 +111,45 @@ class Steps:
     def fuse(self, step: int, banks: Banks) -> dict[str, Tensor]:
         """Phase 2: the hybrid loss on fused vectors.
 
-        Positives are encoded anew, with gradient; catalogue negatives, hard negatives and histories come from the bank
-        (a stale negative costs a gather, a fresh one two transformers; cross-batch memory, Wang et al. 2020).
+        Catalogue draws, hard negatives and histories come from the bank: a stale negative costs a gather, a fresh one
+        two transformers (cross-batch memory, Wang et al. 2020). A stale negative must only ever meet a stale positive,
+        or telling old from new would be all that is learned. So MNSCE is the mean of two softmaxes: over the batch's
+        own items, encoded anew with gradient, and over the same items and the catalogue draws as the bank knows them.
         """
         loss = self.config.loss
         draw = self.sampler.draw(step)
         batch = self._encode(draw, step)
-        weight_B = self._weights(draw)
+        positives_P, target_B = batch.positives_P, torch.from_numpy(batch.target_B)
         drawn = catalogue_items(self.config.seed, step, len(self._counts_N), loss.catalogue_negatives)
-        drawn = drawn[~np.isin(drawn, batch.positives_P)]
-        items_C = np.concatenate([batch.positives_P, drawn])
+        items_C = np.concatenate([positives_P, drawn[~np.isin(drawn, positives_P)]])
         hard_BK = self._hard(draw, step)
-        hard_H = np.unique(hard_BK[hard_BK >= 0])
-        item_D = self._fuse_items(batch.positive_PEH, np.concatenate([drawn, hard_H]), batch.positives_P, draw, banks)
-        candidate_CD, hard_HD = item_D[: len(items_C)], item_D[len(items_C) :]
+        hard_J = np.unique(hard_BK[hard_BK >= 0])
+        fresh_PD, banked_CD, hard_JD = self._fuse_items(batch, items_C, hard_J, draw, banks)
         query_BD = self.model.fuse_queries(batch.query_BEH, self._shopper_memory(draw, banks)).vector_BD
-        target_B = torch.from_numpy(batch.target_B)
+        weight_B = self._weights(draw)
         parts: dict[str, Tensor] = {}
         if loss.alpha:
-            parts["mnsce"] = mnsce(
-                query_BD,
-                candidate_CD,
-                target_B,
-                loss.temperature,
-                self._log_q(draw, items_C, loss.catalogue_negatives),
-                self._excluded(draw, batch, items_C),
-                weight_B,
-            )
-        if loss.beta and len(hard_H):
+            softmaxes = [
+                mnsce(
+                    query_BD,
+                    candidate_CD,
+                    target_B,
+                    loss.temperature,
+                    self._log_q(draw, items, drawn_count),
+                    self._excluded(draw, batch, items),
+                    weight_B,
+                )
+                for candidate_CD, items, drawn_count in (
+                    (fresh_PD, positives_P, 0),
+                    (banked_CD, items_C, loss.catalogue_negatives),
+                )
+            ]
+            parts["mnsce"] = torch.stack(softmaxes).mean()
+        if loss.beta and len(hard_J):
             known_BK = hard_BK >= 0
-            place_BK = np.searchsorted(hard_H, np.where(known_BK, hard_BK, hard_H[0]))
-            negative_BKD = hard_HD[torch.from_numpy(place_BK)]
+            negative_BKD = hard_JD[torch.from_numpy(np.searchsorted(hard_J, np.where(known_BK, hard_BK, hard_J[0])))]
             known = torch.from_numpy(known_BK)
-            parts["hnst"] = hnst(query_BD, candidate_CD[target_B], negative_BKD, known, loss.margin, weight_B)
+            parts["hnst"] = hnst(query_BD, banked_CD[target_B], negative_BKD, known, loss.margin, weight_B)
         elif loss.beta:
             parts["hnst"] = query_BD.sum() * 0.0
         total = loss.alpha * parts.get("mnsce", torch.zeros(())) + loss.beta * parts.get("hnst", torch.zeros(()))
@@ -169,13 +176,19 @@ class Steps:
             positive_PEH = self.model.encode_items(texts, images_BTV, pictured_B, seen)
         return Encoded(query_UEH[torch.from_numpy(row_B)], positive_PEH, positives_P, target_B)
 
-    def _fuse_items(self, fresh_PEH: Tensor, banked: Ints, positives_P: Ints, draw: Draw, banks: Banks) -> Tensor:
-        own_BEH = torch.cat([fresh_PEH, banks.items_NEH[torch.from_numpy(banked)].float()])
+    def _fuse_items(
+        self, batch: Encoded, items_C: Ints, hard_J: Ints, draw: Draw, banks: Banks
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Final vectors of the positives encoded anew, and of candidates and hard negatives from the bank."""
+        banked = np.concatenate([items_C, hard_J])
+        own_BEH = torch.cat([batch.positive_PEH, banks.items_NEH[torch.from_numpy(banked)].float()])
         memory: Memory | None = None
         if self.config.model.item_history:
             profiles: ItemQueries = self.shop.item_queries(draw.epoch)
-            memory = self._forget(profiles.memory(np.concatenate([positives_P, banked]), banks.queries_QEH))
-        return self.model.fuse_items(own_BEH, memory).vector_BD
+            memory = self._forget(profiles.memory(np.concatenate([batch.positives_P, banked]), banks.queries_QEH))
+        vector_BD = self.model.fuse_items(own_BEH, memory).vector_BD
+        fresh, banked_end = len(batch.positives_P), len(batch.positives_P) + len(items_C)
+        return vector_BD[:fresh], vector_BD[fresh:banked_end], vector_BD[banked_end:]
 
     def _shopper_memory(self, draw: Draw, banks: Banks) -> Memory | None:
         if not self.config.model.user_history:

@@ -97,7 +97,7 @@ def train(
     shop = load_shop(retriever, features, clean, profiles, _RELEVANT_GRADE, config.valid_requests)
     if len(shop.examples) == 0 and config.self_pairs == 0:
         raise TrainingFailed(f"{profiles / 'examples.parquet'}: no training example, and train.self_pairs is 0")
-    retriever.model.fit_pictures(shop.pictures.sample(_START_SAMPLE))
+    retriever.model.fit_shop(shop.item_texts, shop.pictures.sample(_START_SAMPLE))
     folder = None
     if cache_dir is not None:
         key = checkpoint.run_key(config.model_dump_json(), _input_files(features, clean, profiles))

@@ -101,6 +101,7 @@ def test_packing_goes_there_and_back():
 def test_ftatt_is_attention_over_means_of_ngrams(table):
     torch.manual_seed(0)
     expert = FtAtt(8, 500)
+    expert.fit_words(torch.from_numpy(table.word_counts(500)), len(table))
     texts = table.batch(rows(0, 1))
     with torch.no_grad():
         got = expert(texts)
@@ -109,7 +110,11 @@ def test_ftatt_is_attention_over_means_of_ngrams(table):
             for word in texts.words_BW[row][texts.words_BW[row] > 0]:
                 grams = [g for g in texts.grams_UG[word].tolist() if g]
                 words.append(torch.stack([expert.grams.weight[g] for g in grams]).mean(dim=0))
-            shares = torch.softmax(torch.cat([expert.score(word) for word in words]), dim=0)
+            rare = [
+                expert.log_rarity_R[int(texts.grams_UG[word, 0])]
+                for word in texts.words_BW[row][texts.words_BW[row] > 0]
+            ]
+            shares = torch.softmax(torch.cat([expert.score(word) for word in words]) + torch.stack(rare), dim=0)
             expected = sum(share * word for share, word in zip(shares, words, strict=True))
             assert torch.allclose(got[row], expected, atol=1e-6)
 
@@ -123,6 +128,22 @@ def test_the_table_of_ngrams_gets_a_sparse_gradient_and_padding_none(table):
     used = set(table.batch(rows(0)).grams_UG.flatten().tolist()) - {0}
     assert set(dense.abs().sum(dim=1).nonzero().flatten().tolist()) <= used
     assert dense[0].abs().max() == 0
+
+
+def test_attention_starts_from_how_rare_a_word_is(tokenizer):
+    texts = ["red shirt", "blue shirt", "shirt shirt zebra", ""]
+    hasher = SubwordHasher(500)
+    table = TextTable.build(texts, tokenizer, hasher, 8)
+    counts = table.word_counts(500)
+    ids = {word: int(hasher.hash_words([word], 4)[0, 0]) for word in ("shirt", "red", "zebra")}
+    assert [counts[ids[word]] for word in ("shirt", "red", "zebra")] == [3, 1, 1]
+    expert = FtAtt(8, 500)
+    torch.nn.init.zeros_(expert.score[2].weight)
+    expert.fit_words(torch.from_numpy(counts), len(texts))
+    rarity = expert.log_rarity_R
+    assert rarity[ids["red"]] == rarity[ids["zebra"]] > rarity[ids["shirt"]]
+    weight = rarity[[ids["red"], ids["shirt"]]].softmax(dim=0)  # of the words of "red shirt"
+    assert torch.allclose(weight[0] / weight[1], torch.log1p(torch.tensor(4 / 2)) / torch.log1p(torch.tensor(4 / 4)))
 
 
 @pytest.mark.parametrize("on", [("vbert",), ("ftatt",), ("light_bert",), ("vbert", "ftatt"), ("ftatt", "light_bert")])

@@ -137,7 +137,7 @@ def test_learning_lowers_the_loss_and_tells_both_curves(tiny, tmp_path):
     report = run(tiny, tmp_path / "out", config, seen=seen)
     aligned = [row["loss"] for step, row in report.losses if step <= 20]
     fused = [row["loss"] for step, row in report.losses if step > 20]
-    assert aligned[-1] < 0.95 * aligned[0] and fused[-1] < 0.95 * fused[0]
+    assert aligned[-1] < 0.95 * aligned[0] and fused[-1] < 0.98 * fused[0]
     assert [step for step, _ in report.valid] == [20, 35, 50]
     assert sorted(step for step, _ in seen) == sorted(step for step, _ in [*report.losses, *report.valid])
     series = report.series()
@@ -284,3 +284,26 @@ def test_an_older_package_is_replaced_whole(tiny, tmp_path):
     run(tiny, out, tiny_shop.config(**QUICK))
     assert not (out / "stale.txt").exists() and json.loads((out / "config.json").read_text())["format"] == 1
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_stale_negative_never_meets_a_fresh_positive(tiny, fresh_retriever, monkeypatch):
+    """Banks turned upside down leave the in-batch softmax as it was, and its candidates hold no banked item."""
+    shop = load_shop(fresh_retriever, tiny / "features", tiny / "clean", tiny / "profiles", 0.7, 1000)
+    steps = steps_module.Steps(
+        tiny_shop.config(model={"user_history": False, "item_history": False}), fresh_retriever, shop
+    )
+    calls = []
+    real = steps_module.mnsce
+
+    def seen(query, candidates, *rest):
+        calls.append((candidates.detach().clone(), rest))
+        return real(query, candidates, *rest)
+
+    monkeypatch.setattr(steps_module, "mnsce", seen)
+    banks = steps.refresh()
+    for sign in (1.0, -1.0):
+        torch.manual_seed(0)
+        steps.fuse(3, steps_module.Banks(banks.items_NEH * sign, banks.queries_QEH))
+    (fresh, _), (banked, _), (fresh_again, _), (banked_again, _) = calls
+    assert torch.equal(fresh, fresh_again) and not torch.allclose(banked, banked_again)
+    assert len(banked) > len(fresh)
