@@ -215,7 +215,7 @@ class ModelConfig(Section):
     item_history: bool = True
     preferences: bool = True
     images: bool = True
-    modality_dropout: Share = 0.1  # in training: items that lose their picture, and as many that lose their text (VBert)
+    modality_dropout: Share = 0.1  # in training: items without their picture, and as many without text (VBert)
     history_dropout: Share = 0.2  # in training: shoppers and items treated as new
     word_dropout: Share = 0.1  # in training: word pieces hidden from the transformers
 
@@ -257,7 +257,7 @@ class TrainConfig(Section):
     bank_refresh_steps: Positive = 200
     eval_every: Positive = 200
     checkpoint_every: Positive = 200
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # of the experts while training; auto: what the CPU is fast at
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # of the experts while training; auto: by CPU
     clip: PositiveFloat = 1.0  # largest norm of the gradient
     expert_learning_rate_share: Share = 0.3  # of learning_rate, for the experts while the fusion is trained
     self_pairs: Share = 0.25  # of a batch: pairs made from the shop's own titles (crops and typos), not from its logs
