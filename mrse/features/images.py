@@ -3,7 +3,7 @@
 A model's package carries the encoder that it was trained on, and every stage that embeds items (train, gate,
 build_index) asks here for the features of that very encoder.
 
-Cost, compact default encoder at 64 x 64 on 2 CPU cores: about 2,500 new pictures/s; known ones are read and hashed.
+Cost, compact default encoder at 64 x 64 on 2 CPU cores: about 1,500 new pictures/s; known ones are read and hashed.
 Shapes: N items, P distinct pictures, T tokens, V width of a token, H and W pixels.
 """
 
