@@ -1,8 +1,8 @@
 """The work of `build_features`: tokeniser, subword sizes, frozen image encoder and image features in one folder.
 
 Cost, in seconds of one core: 5,000 pictures of 64 x 64 take 75, of which about 65 pre-train the encoder (its steps do
-not grow with the catalogue); each 10,000 pictures more take 15. Peak memory 840 MiB, 1.4 GiB at 44,000 pictures. A given
-encoder, or no pictures: no pre-training.
+not grow with the catalogue); each 10,000 pictures more take 15. Peak memory 840 MiB, 1.4 GiB at 44,000 pictures.
+A given encoder, or no pictures: no pre-training.
 """
 
 from __future__ import annotations
