@@ -118,7 +118,7 @@ class ProfilesConfig(Section):
         "add_to_cart": 2.0,
         "order": 3.0,
     }
-    memory_limit: MemorySize = "2GB"  # of the engine; beyond it, it spills to disk
+    memory_limit: MemorySize = "1GB"  # of the engine; beyond it, it spills to disk
     threads: NonNegative = 0  # 0: every core
 
     @model_validator(mode="after")

@@ -19,7 +19,7 @@ from mrse.config import ProfilesConfig
 from mrse.data import contract
 from mrse.errors import DataError
 from mrse.profiles import tables
-from mrse.profiles.engine import duckdb
+from mrse.profiles.engine import Engine, duckdb
 from mrse.profiles.histories import histories, with_history
 from mrse.profiles.item_profiles import item_profiles
 from mrse.profiles.judged import Judged, judged_examples, judged_requests, read_judged
@@ -58,8 +58,8 @@ def build_profiles(clean: Path, out: Path, config: ProfilesConfig) -> dict[str, 
         outputs = {
             "users": (_users(log, past, split), tables.USERS),
             "items": (item_profiles(engine, log, split, config), tables.ITEMS),
-            "examples": (_examples(log, labels, judged, past, split, config, bool(files)), tables.EXAMPLES),
-            "requests": (_requests(log, labels, judged, past, split, config, bool(files)), tables.REQUESTS),
+            "examples": (_examples(engine, log, labels, judged, past, split, config, bool(files)), tables.EXAMPLES),
+            "requests": (_requests(engine, log, labels, judged, past, split, config, bool(files)), tables.REQUESTS),
             "queries": (_queries(log, split), tables.QUERIES),
         }
         report["rows"] = {
@@ -97,9 +97,16 @@ def _queries(log: Log, split: Split) -> ir.Table:
 
 
 def _examples(
-    log: Log, labels: Labels, judged: Judged, past: ir.Table, split: Split, config: ProfilesConfig, has_events: bool
+    engine: Engine,
+    log: Log,
+    labels: Labels,
+    judged: Judged,
+    past: ir.Table,
+    split: Split,
+    config: ProfilesConfig,
+    has_events: bool,
 ) -> ir.Table:
-    rows = with_history(event_examples(log, labels, judged, split, config), past)
+    rows = with_history(event_examples(engine, log, labels, judged, split, config), past)
     cut = _newest_cut(rows.at, split)
     behaved = rows.mutate(event_time=rows.at, hard_negatives=or_empty(rows.hard_negatives), profile_asof=cut)
     graded = judged_examples(judged, config)
@@ -113,9 +120,16 @@ def _examples(
 
 
 def _requests(
-    log: Log, labels: Labels, judged: Judged, past: ir.Table, split: Split, config: ProfilesConfig, has_events: bool
+    engine: Engine,
+    log: Log,
+    labels: Labels,
+    judged: Judged,
+    past: ir.Table,
+    split: Split,
+    config: ProfilesConfig,
+    has_events: bool,
 ) -> ir.Table:
-    rows = with_history(event_requests(log, labels, split, config), past)
+    rows = with_history(event_requests(engine, log, labels, split, config), past)
     behaved = rows.mutate(
         event_time=rows.at,
         source=ibis.literal("events"),

@@ -26,10 +26,10 @@ def item_profiles(engine: Engine, log: Log, split: Split, config: ProfilesConfig
     """One row per known item and cut point before which anything happened to it; columns as in `tables.ITEMS`."""
     cuts = engine.keep(cut_days(split, config.popularity_half_life_days))
     counted = _counts(log, cuts, config)
-    queries = _queries(log, cuts, config).select(
+    queries = engine.keep(_queries(log, cuts, config)).select(
         "queries", "query_weights", queries_item="item_id", queries_asof="asof"
     )
-    neighbours = _neighbours(engine, log, cuts, config).select(
+    neighbours = engine.keep(_neighbours(engine, log, cuts, config)).select(
         "co_items", "co_weights", co_item="item_id", co_asof="asof"
     )
     joined = counted.left_join(queries, [("item_id", "queries_item"), ("asof", "queries_asof")])

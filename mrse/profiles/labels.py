@@ -67,9 +67,11 @@ def split_of(at: ir.TimestampValue, split: Split) -> ir.StringValue:
     return ibis.cases((at < split.valid_start, "train"), (at < split.test_start, "valid"), else_="test")
 
 
-def event_examples(log: Log, labels: Labels, judged: Judged, split: Split, config: ProfilesConfig) -> ir.Table:
+def event_examples(
+    engine: Engine, log: Log, labels: Labels, judged: Judged, split: Split, config: ProfilesConfig
+) -> ir.Table:
     """Training and validation examples from events: the positives with their group's hard negatives (null: none)."""
-    negatives = _hard_negatives(log, labels, judged, split, config)
+    negatives = engine.keep(_hard_negatives(log, labels, judged, split, config))
     positives = labels.positives.filter(labels.positives.split != "test")
     joined = positives.left_join(negatives.drop("place"), "group")
     return joined.select(
@@ -131,14 +133,14 @@ def _passed_over(log: Log, groups: ir.Table, judged: Judged, split: Split, confi
     )
 
 
-def event_requests(log: Log, labels: Labels, split: Split, config: ProfilesConfig) -> ir.Table:
+def event_requests(engine: Engine, log: Log, labels: Labels, split: Split, config: ProfilesConfig) -> ir.Table:
     """Evaluation requests: one per group of the validation and test days, with what was shown and what was done."""
     groups = labels.groups.filter(labels.groups.split != "train")
     positives = labels.positives.filter(labels.positives.split != "train")
     gains = gain(positives["rank"], config).cast("float32")
     best_first = {"lost": -gains, "relevant": positives.item_id, "gains": gains}
     relevant = gather(positives, ("group",), best_first)
-    shown = _shown(log, groups, positives, split)
+    shown = engine.keep(_shown(log, groups, positives, split))
     joined = groups.inner_join(relevant, "group").left_join(shown, "group")
     return joined.select(
         *_GROUP,

@@ -47,8 +47,8 @@ def test_every_expression_compiles_for_spark(monkeypatch: pytest.MonkeyPatch) ->
     outputs = [
         build._users(log, past, split),
         item_profiles(engine, log, split, config),
-        build._examples(log, labels, judged, past, split, config, True),
-        build._requests(log, labels, judged, past, split, config, True),
+        build._examples(engine, log, labels, judged, past, split, config, True),
+        build._requests(engine, log, labels, judged, past, split, config, True),
         build._queries(log, split),
     ]
     texts = [ibis.to_sql(rows, dialect="pyspark") for rows in [*engine.asked, *outputs]]
