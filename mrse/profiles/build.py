@@ -45,13 +45,14 @@ def build_profiles(clean: Path, out: Path, config: ProfilesConfig) -> dict[str, 
     """
     split = split_window(*_window(clean), config)
     files = contract.event_files(clean)
+    read = sum(_rows(file) for file in files)
     with duckdb(config, out.parent) as engine:
         items = ibis.memtable(contract.read_items(clean).select(["item_id"]))
         log = read_log(engine, engine.read(files, contract.EVENTS), items, split)
         grades = contract.read_judgments(clean).select(contract.JUDGMENTS.names)
         judged = read_judged(engine, engine.keep(ibis.memtable(grades)), log.items, config)
         labels = read_labels(engine, log, split)
-        report = _report(files, grades.num_rows, log, labels, judged, split, config)
+        report = _report(read, grades.num_rows, log, labels, judged, split, config)
         _require_examples(clean, report)
         moments = _moments(log, labels, split)
         past = engine.keep(histories(engine, log.engaged, moments, split.end, config.history_length))
@@ -71,6 +72,18 @@ def build_profiles(clean: Path, out: Path, config: ProfilesConfig) -> dict[str, 
 def _window(clean: Path) -> tuple[datetime, datetime]:
     meta = contract.read_meta(clean)
     return meta.start, meta.end
+
+
+def _rows(file: Path) -> int:
+    """The number of events in a file, once it is known to be what `validate_logs` writes."""
+    try:
+        found = pq.read_metadata(file)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"{file}: not a readable Parquet file ({error}); run validate_logs again") from None
+    missing = [name for name in contract.EVENTS.names if name not in found.schema.names]
+    if missing:
+        raise DataError(f"{file}: events lacks column {', '.join(map(repr, missing))}; run validate_logs again")
+    return int(found.num_rows)
 
 
 def _moments(log: Log, labels: Labels, split: Split) -> ir.Table:
@@ -197,10 +210,9 @@ def _require_examples(clean: Path, report: dict[str, Any]) -> None:
 
 
 def _report(
-    files: list[Path], judgments: int, log: Log, labels: Labels, judged: Judged, split: Split, config: ProfilesConfig
+    read: int, judgments: int, log: Log, labels: Labels, judged: Judged, split: Split, config: ProfilesConfig
 ) -> dict[str, Any]:
     """Counts that add up: every event read is dropped for a reason, feeds profiles, or is an example or a label."""
-    read = sum(pq.read_metadata(file).num_rows for file in files)
     examples = _by_split(labels.positives, "train", "valid", "test")
     graded = _by_split(judged_examples(judged, config), "train", "valid")
     tested = _by_split(labels.groups, "valid", "test")

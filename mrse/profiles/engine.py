@@ -12,10 +12,12 @@ from typing import Protocol
 import ibis
 import ibis.expr.types as ir
 import pyarrow as pa
+from duckdb import IOException, OutOfMemoryException
 from ibis.backends import BaseBackend
 
 from mrse.config import ProfilesConfig
 from mrse.data.contract import write_parquet
+from mrse.errors import ConfigError, DataError
 
 _BATCH_ROWS = 32_768
 
@@ -58,7 +60,12 @@ class DuckDB:
 
 @contextmanager
 def duckdb(config: ProfilesConfig, spill_under: Path) -> Iterator[DuckDB]:
-    """A DuckDB that keeps to `memory_limit` and spills the rest to a folder that is gone afterwards."""
+    """A DuckDB that keeps to `memory_limit` and spills the rest to a folder that is gone afterwards.
+
+    Raises:
+        ConfigError: `memory_limit` is too small even with spilling.
+        DataError: a file cannot be read, or the disk is full.
+    """
     spill_under.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".spill-", dir=spill_under) as spill:
         settings = {"memory_limit": config.memory_limit, "temp_directory": spill, "preserve_insertion_order": False}
@@ -67,5 +74,12 @@ def duckdb(config: ProfilesConfig, spill_under: Path) -> Iterator[DuckDB]:
         backend = ibis.duckdb.connect(**settings)
         try:
             yield DuckDB(backend)
+        except OutOfMemoryException:
+            raise ConfigError(
+                f"build_profiles: memory_limit {config.memory_limit} is too little for this log; "
+                "raise it, or lower threads"
+            ) from None
+        except IOException as error:
+            raise DataError(f"build_profiles: {error}") from None
         finally:
             backend.disconnect()

@@ -2,6 +2,7 @@
 
 import hashlib
 from datetime import UTC, datetime, timedelta
+from io import BytesIO
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -11,9 +12,10 @@ from pydantic import ValidationError
 
 from mrse.config import ProfilesConfig
 from mrse.data import contract
-from mrse.errors import DataError
+from mrse.errors import ConfigError, DataError
 from mrse.profiles import tables
 from mrse.profiles.build import build_profiles
+from mrse.profiles.engine import duckdb
 from mrse.profiles.split import split_window
 
 START = datetime(2026, 3, 1, tzinfo=UTC)
@@ -270,6 +272,30 @@ def test_extra_columns_that_come_and_go_are_ignored(tmp_path: Path) -> None:
     table = pq.read_table(path, partitioning=None)
     contract.write_parquet(table.append_column("device", [["phone"]]), later)
     assert run(tmp_path, CONFIG)[1]["read"]["events"] == 2
+
+
+def test_broken_event_files_are_one_message(tmp_path: Path) -> None:
+    write_shop(tmp_path / "clean", START, END, ITEMS, [event(1, "s", "boots", "a", "click")], [])
+    (path,) = contract.event_files(tmp_path / "clean")
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match=r"part-0\.parquet: not a readable Parquet file"):
+        build_profiles(tmp_path / "clean", tmp_path / "profiles", CONFIG)
+    table = pq.read_table(BytesIO(whole)).drop_columns(["relevance", "position"])
+    contract.write_parquet(table, path)
+    with pytest.raises(DataError, match="events lacks column 'position', 'relevance'"):
+        build_profiles(tmp_path / "clean", tmp_path / "profiles", CONFIG)
+
+
+def test_a_file_that_goes_away_is_one_message(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"build_profiles: .*gone\.parquet"), duckdb(CONFIG, tmp_path) as engine:
+        engine.read([tmp_path / "gone.parquet"], contract.EVENTS)
+
+
+def test_too_little_memory_is_one_message(tmp_path: Path) -> None:
+    log = [event(1 + number / 40_000, f"s{number}", "boots", "a", "click", f"u{number}") for number in range(20_000)]
+    with pytest.raises(ConfigError, match="memory_limit 1MB is too little"):
+        build(tmp_path, log, config=CONFIG.model_copy(update={"memory_limit": "1MB"}))
 
 
 def test_the_split_and_its_cuts() -> None:
