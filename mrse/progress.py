@@ -57,4 +57,6 @@ def _line(what: str, unit: str, done: int, total: int | None, seconds: float) ->
     rate = done / seconds
     if total is None:
         return f"{what}: {done:,}, {rate:.1f} {unit}/s"
-    return f"{what}: {done:,} of {total:,} ({done / total:.0%}), {rate:.1f} {unit}/s, {(total - done) / rate:.0f} s left"
+    return (
+        f"{what}: {done:,} of {total:,} ({done / total:.0%}), {rate:.1f} {unit}/s, {(total - done) / rate:.0f} s left"
+    )

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from mrse.component import run
-from mrse.jsonfile import write_json
 from mrse.config import Params
+from mrse.jsonfile import write_json
 from mrse.profiles.build import build_profiles
 
 

@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import ZipFile
 
 import duckdb
 import pyarrow as pa
@@ -45,7 +46,7 @@ from mrse.data.uris import resolve
 from mrse.errors import DataError
 from mrse.progress import say, track
 
-_DRAWN = "zip://::data/snapshot/images.zip"
+DRAWN = "images.zip"  # pictures that the source draws; empty where the shop has its own
 _SORT_THREADS = 4
 _NEWEST = """QUALIFY item_id IS NULL
     OR updated_at IS NOT DISTINCT FROM max(updated_at) OVER (PARTITION BY item_id)"""
@@ -102,6 +103,8 @@ def _build(params: Params, workspace: Path, scratch: Path, new: Path) -> Snapsho
         source = _marketplace(params.marketplace, window, workspace, scratch / "simulated", new)
     else:
         source = _files(params.snapshot, workspace)
+    if not (new / DRAWN).exists():  # later stages depend on the file by name
+        ZipFile(new / DRAWN, "w").close()
     with closing(_Stage(scratch / "stage", params.snapshot.memory_limit)) as stage:
         rows = {
             "items": _take_items(source.items, window, workspace, stage, new),
@@ -146,11 +149,11 @@ def _marketplace(config: MarketplaceConfig, window: Span, workspace: Path, folde
         key: None if value is None else resolve(value, workspace)
         for key, value in (("catalogue", config.catalogue), ("catalogue_images", config.catalogue_images))
     }
-    root = _checked_root(config.catalogue_images, workspace) if given else _DRAWN
+    root = _checked_root(config.catalogue_images, workspace) if given else f"zip://::data/snapshot/{DRAWN}"
     say("simulating a shop")
     simulate(config.model_copy(update=addresses), window[0], window[1], folder)
     if not given:
-        (folder / "images.zip").rename(new / "images.zip")
+        (folder / DRAWN).rename(new / DRAWN)
     return Source(
         name="marketplace",
         items=str(folder.absolute() / "items.parquet"),

@@ -1,4 +1,4 @@
-"""The model that is live now, or why it cannot be read: the gate never fails for want of a champion."""
+"""The model that is live now, or why it cannot be read."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from mrse import tracking
 from mrse.config import ServicesConfig
-from mrse.errors import MrseError
+from mrse.errors import MrseError, ServiceError
 from mrse.evaluation.gate import Reason
 from mrse.model.retriever import Retriever
 
@@ -27,17 +27,19 @@ def find_champion(services: ServicesConfig, folder: Path) -> Champion:
     """Ask the registry for the champion and fetch its package into `folder`.
 
     A champion that exists but cannot be read makes a HOLD: promoting would mean replacing it unseen.
+
+    Raises:
+        ServiceError: the registry does not answer. That is no result: a retry may find it well.
     """
-    try:
-        found = tracking.champion(services)
-    except MrseError as error:
-        return Champion(concern=_unreadable(f"The registry of models does not answer: {error}"))
+    found = tracking.champion(services)
     if found is None:
         return Champion()
     version = {"model_name": found.name, "version": found.version, "run_id": found.run_id}
     version["fingerprint"] = found.fingerprint
     try:
         retriever = Retriever.load(tracking.download_package(services, found, folder / "champion"))
+    except ServiceError:
+        raise
     except (MrseError, OSError, ValueError) as error:
         return Champion(None, version, _unreadable(f"Champion {found.version} cannot be read: {error}"))
     if found.fingerprint and retriever.fingerprint != found.fingerprint:

@@ -342,7 +342,7 @@ def package_changed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("toy")
-@pytest.mark.parametrize("trouble", [registry_down, package_gone, package_changed])
+@pytest.mark.parametrize("trouble", [package_gone, package_changed])
 def test_a_champion_that_cannot_be_read_holds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trouble: Callable[[pytest.MonkeyPatch], None]
 ) -> None:
@@ -351,6 +351,14 @@ def test_a_champion_that_cannot_be_read_holds(
     assert (decision["outcome"], codes(decision)[0]) == ("HOLD", "champion_unreadable")
     assert decision["primary"]["reference_name"] == "bm25"
     assert any(note.startswith("The lift over the champion: ") for note in decision["not_measured"])
+
+
+@pytest.mark.usefixtures("toy")
+def test_a_registry_that_is_down_is_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry_down(monkeypatch)
+    with pytest.raises(ServiceError, match="does not answer"):
+        run_gate(settings(), write_shop(tmp_path, "good"))
+    assert not (tmp_path / "reports/decision.json").exists()
 
 
 @pytest.mark.usefixtures("toy")
