@@ -82,13 +82,13 @@ def _neighbours(engine: Engine, log: Log, cuts: ir.Table, config: ProfilesConfig
     single = firsts.group_by("code", "day").agg(shoppers=firsts.count())
     shoppers = engine.keep(_before_cuts(single, cuts, ("code",), "shoppers"))
     pairs = _before_cuts(_pairs(firsts, config.co_window), cuts, ("left_code", "right_code"), "both")
-    mirrored = pairs.select("asof", "both", left_code="right_code", right_code="left_code")
-    pairs = pairs.union(mirrored.select(*pairs.columns))
-    mine = shoppers.select(left_code="code", asof="asof", left_shoppers="shoppers")
-    theirs = shoppers.select(right_code="code", asof="asof", right_shoppers="shoppers")
-    joined = pairs.inner_join(mine, ["left_code", "asof"]).inner_join(theirs, ["right_code", "asof"])
-    product = joined.left_shoppers.cast("float64") * joined.right_shoppers.cast("float64")
+    left = shoppers.select(left_code="code", asof="asof", left_shoppers="shoppers")
+    right = shoppers.select(right_code="code", asof="asof", right_shoppers="shoppers")
+    joined = pairs.inner_join(left, ["left_code", "asof"]).inner_join(right, ["right_code", "asof"])
+    product = joined.left_shoppers * joined.right_shoppers
     near = joined.select("asof", "left_code", "right_code", weight=(joined.both / product.sqrt()).cast("float32"))
+    mirrored = near.select("asof", "weight", left_code="right_code", right_code="left_code")
+    near = near.union(mirrored.select(*near.columns))
     return _named(near, log.items, config.co_items)
 
 

@@ -111,3 +111,4 @@ def test_ready_variants_load(path: Path) -> None:
     sections = yaml.safe_load(path.read_text(encoding="utf-8"))
     config.load(path)
     assert set(sections) == set(config.Params.model_fields), "DVC wants every section, if only as {}"
+    assert isinstance(sections["snapshot"]["end"], str), "DVC reads no bare dates"
