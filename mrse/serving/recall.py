@@ -6,8 +6,8 @@ are kept in `services.cache_dir`, so a reader needs Milvus and MLflow, not the p
 before every batch; when it has moved, the new pair is loaded whole before any query meets it.
 
 Cost: opening takes about 5 s of CPU, most of it imports, and 2 s more when the package must be fetched. After that a
-query takes some milliseconds. Of a batch, Milvus Lite takes most of the time: about 1 ms per query for ids alone, 2 ms
-with all fields; a small encoder takes 0.1 ms.
+query takes some milliseconds, most of them in Milvus; many queries at once cost less each, and ids alone less than all
+fields (`Reader.rank`).
 """
 
 from __future__ import annotations
