@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from mrse import config, tracking
 from mrse.data.contract import SnapshotMeta, fingerprint, write_meta, write_parquet
-from mrse.jsonfile import write_json
+from mrse.jsonfile import read_json, write_json
 from mrse.model.retriever import Catalogue, EncodedCatalogue, History, HistoryBank, package_fingerprint
 
 DIM = 16
@@ -153,9 +153,11 @@ def train_challenger(workspace: Path, services: config.ServicesConfig, seed: int
 
 
 def decide(workspace: Path, outcome: str) -> None:
-    """Write `reports/decision.json`."""
+    """Write `reports/decision.json` about `models/challenger.json`."""
     primary = {"metric": "recall@50", "lift": 0.0123}
-    write_json(workspace / "reports/decision.json", {"outcome": outcome, "reasons": ["because"], "primary": primary})
+    decision = {"outcome": outcome, "reasons": ["because"], "primary": primary}
+    decision["challenger"] = read_json(workspace / "models/challenger.json")
+    write_json(workspace / "reports/decision.json", decision)
 
 
 def params_for(services: config.ServicesConfig, **sections) -> config.Params:

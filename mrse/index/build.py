@@ -93,13 +93,20 @@ def build(params: Params, workspace: Path) -> dict[str, Any]:
         The content of `models/index/index.json`.
 
     Raises:
-        IndexFailed: vectors are unusable, or the collection is not what was asked for; what was built is dropped.
+        IndexFailed: the challenger is not the one that was promoted, vectors are unusable, or the collection is not
+            what was asked for; what was built is dropped.
         ServiceError: Milvus cannot be reached.
     """
     decision = read_handed(workspace, DECISION, "gate")
     if decision["outcome"] != "PROMOTE":
         return _skip(workspace, f"the gate said {decision['outcome']}")
     challenger = read_handed(workspace, CHALLENGER, "train")
+    judged = decision["challenger"]
+    if judged["fingerprint"] != challenger["fingerprint"]:
+        raise IndexFailed(
+            f"the gate promoted model version {judged['version']}, models/challenger.json names version "
+            f"{challenger['version']}, which it has not judged; run the gate stage again"
+        )
     services = params.services.under(workspace)
     retriever = _load(workspace, challenger)
     encoded = _embed(retriever, workspace, Path(services.cache_dir))

@@ -78,9 +78,10 @@ def swap(params: Params, workspace: Path) -> dict[str, Any]:
         else:
             stamp = _promised(store, index, read_handed(workspace, CHALLENGER, "train"))
             publish(services, stamp, index["collection"], workspace / SERVING)
-            _go_live(store, services, params.swap_index, index["collection"], held)
+            _go_live(store, params.swap_index, index["collection"], held)
+            after = reconcile(store, services)
             cleanup(store, params.swap_index.keep_last, keep={index["collection"]})
-            live = _report("swapped", index["reason"], reconcile(store, services))
+            live = _report("swapped", index["reason"], after)
     write_json(workspace / LIVE_JSON, live)
     return live
 
@@ -98,7 +99,7 @@ def rollback(params: Params, workspace: Path, to: int | None = None) -> Live:
     with lease(Path(services.state_dir), params.swap_index.lease_seconds) as held, opened(services) as store:
         before = reconcile(store, services)
         target = _earlier(store, before, to)
-        _go_live(store, services, params.swap_index, target, held, remember=False)
+        _go_live(store, params.swap_index, target, held, remember=False)
         after = reconcile(store, services)
     if after is None:
         raise IndexFailed(f"alias {ALIAS} vanished during the rollback to {target}; run `mrse status`")
@@ -193,10 +194,8 @@ def smoke(store: Store, stamp: Stamp, queries: int) -> None:
             raise IndexFailed(f"alias {ALIAS} does not find item {item_id!r} by its own vector")
 
 
-def _go_live(
-    store: Store, services: ServicesConfig, config: SwapConfig, collection: str, held: Lease, remember: bool = True
-) -> None:
-    """Steps 4 to 7 without the clean-up; `remember`: the collection replaced becomes the one to go back to."""
+def _go_live(store: Store, config: SwapConfig, collection: str, held: Lease, remember: bool = True) -> None:
+    """Steps 4 to 6; `remember`: the collection replaced becomes the one to go back to."""
     before = store.target()
     stamp = store.stamp(collection)
     if stamp is None:

@@ -57,6 +57,13 @@ def test_what_the_gate_did_not_promote_is_not_built(shop, services, outcome):
     assert list((shop / "models/index/serving").iterdir()) == []
 
 
+def test_a_promotion_holds_for_the_model_that_was_judged(shop, services):
+    challenger = read_json(shop / "models/challenger.json")
+    write_json(shop / "models/challenger.json", {**challenger, "version": 2, "fingerprint": "f" * 64})
+    with pytest.raises(IndexFailed, match="version 2, which it has not judged; run the gate"):
+        run(shop, services)
+
+
 def test_nothing_is_opened_when_nothing_is_built(shop, services, tmp_path):
     fake_shop.decide(shop, "HOLD")
     run(shop, services)
@@ -152,6 +159,7 @@ def test_a_live_collection_survives_its_own_failed_verification(shop, services, 
 def test_a_challenger_that_is_not_the_registered_one_is_refused(shop, services):
     challenger = read_json(shop / "models/challenger.json")
     write_json(shop / "models/challenger.json", {**challenger, "fingerprint": "0" * 64})
+    fake_shop.decide(shop, "PROMOTE")
     with pytest.raises(DataError, match="run the train stage again"):
         run(shop, services)
 
