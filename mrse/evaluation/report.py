@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from mrse.data.images import ImageProblem, ImageStore, decode
+from mrse.data.images import MAX_PIXELS, ImageProblem, ImageStore, decode
 from mrse.evaluation.ranking import EMPTY, Floats
 from mrse.evaluation.scoring import Result
 from mrse.evaluation.slices import Slices
@@ -26,7 +26,6 @@ EXAMPLES = 20
 _SHOWN = 6
 _BINS = 20
 _THUMB = 72
-_MAX_PIXELS = 50_000_000
 
 
 @dataclass(frozen=True)
@@ -237,7 +236,7 @@ def _thumbnails(evidence: Evidence, rows: list[int], store: ImageStore) -> dict[
 
 def _data_uri(data: bytes) -> str | None:
     try:
-        picture = decode(data, _MAX_PIXELS)
+        picture = decode(data, MAX_PIXELS)
     except ImageProblem:
         return None
     picture.thumbnail((_THUMB, _THUMB))

@@ -21,14 +21,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mrse.data.images import ImageProblem, ImageStore, decode
+from mrse.data.images import MAX_PIXELS, ImageProblem, ImageStore, decode
 from mrse.features.encoder import ImageEncoder
 from mrse.features.image_cache import FeatureCache
 from mrse.progress import track
 
 __all__ = ["MAX_PIXELS", "THREADS", "ImageEncoder", "ImageFeatures", "image_features"]
 
-MAX_PIXELS = 50_000_000
 _BATCH = 256
 _SHARD = 2048
 THREADS = min(8, os.cpu_count() or 1)

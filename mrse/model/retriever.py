@@ -42,7 +42,6 @@ from mrse.model.inputs import TextTable, item_text
 from mrse.model.towers import Fused, Mrse
 
 _FORMAT = 1
-_MAX_IMAGE_PIXELS = 50_000_000
 
 
 @dataclass(frozen=True)
@@ -183,7 +182,10 @@ class Retriever:
         folder = Path(folder)
         if not (folder / "config.json").is_file():
             raise DataError(f"{folder}: no model here (config.json is missing); the train stage writes it")
-        settings = read_json(folder / "config.json")
+        try:
+            settings = read_json(folder / "config.json")
+        except ValueError as error:
+            raise DataError(f"{folder / 'config.json'}: not JSON: {error}") from None
         if settings.get("format") != _FORMAT:
             raise DataError(
                 f"{folder / 'config.json'}: model format {settings.get('format')}, this code reads {_FORMAT}"
@@ -336,7 +338,6 @@ def load_catalogue(
     workspace: Path,
     cache_dir: Path,
     asof: datetime | None = None,
-    max_pixels: int = _MAX_IMAGE_PIXELS,
 ) -> Catalogue:
     """A shop's items as a model reads them.
 
@@ -347,7 +348,6 @@ def load_catalogue(
         workspace: what relative image roots start from.
         cache_dir: of image features, by encoder and content hash.
         asof: item profiles are the newest not after this; None: the newest.
-        max_pixels: larger pictures are refused.
     """
     items = read_items(clean)
     ids: list[str] = items.column("item_id").to_pylist()
@@ -355,9 +355,7 @@ def load_catalogue(
     array = np.zeros((0, retriever.settings["image_tokens"], retriever.settings["image_dim"]), dtype=np.float16)
     if retriever.reads_images and "image" in items.column_names:
         store = ImageStore(read_meta(clean).image_root, workspace)
-        pictures = image_features(
-            retriever.image_encoder(), items.column("image").to_pylist(), store, cache_dir, max_pixels
-        )
+        pictures = image_features(retriever.image_encoder(), items.column("image").to_pylist(), store, cache_dir)
         row, array = pictures.row, pictures.array
     categories = items.column("category").to_pylist() if "category" in items.column_names else [""] * len(ids)
     queries, weights = _profile_queries(profiles, ids, asof)

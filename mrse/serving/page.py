@@ -10,12 +10,11 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, select_autoescape
 
-from mrse.data.images import ImageProblem, ImageStore, decode
+from mrse.data.images import MAX_PIXELS, ImageProblem, ImageStore, decode
 from mrse.errors import DataError
 from mrse.serving.examples import Question
 from mrse.serving.recall import Hit, Reader
 
-_MAX_PIXELS = 50_000_000
 _SIDE = 240  # shown at 120 to 200 points; small pictures are never enlarged
 
 
@@ -36,7 +35,7 @@ class Thumbnails:
 
     def _make(self, ref: str) -> str | None:
         try:
-            image = decode(self._store.read(ref), _MAX_PIXELS)
+            image = decode(self._store.read(ref), MAX_PIXELS)
         except ImageProblem:
             return None
         image.thumbnail((_SIDE, _SIDE))
