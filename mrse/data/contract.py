@@ -1,7 +1,7 @@
 """The data contract: the tables every stage reads, and the one way to read and write them.
 
-Times are UTC microseconds, ids are strings, Parquet is zstd; equal rows give equal bytes. `events` is only ever
-streamed: reading a batch costs the memory of that batch, however many days there are.
+Times are UTC microseconds, ids are strings, Parquet is zstd; equal rows give equal bytes. `events` are
+one file per day, so that no stage need hold more than some days of them.
 
 What a shop's own Parquet may look like, and what becomes of it (`conform`):
 
@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -164,28 +164,6 @@ def read_judgments(folder: Path) -> pa.Table:
 def event_files(folder: Path) -> list[Path]:
     """One file per day, oldest first; an empty list when the shop has no events."""
     return sorted((folder / "events").glob("dt=*/*.parquet"))
-
-
-def iter_events(
-    folder: Path, columns: Sequence[str] | None = None, batch_rows: int = BATCH_ROWS
-) -> Iterator[pa.RecordBatch]:
-    """Stream the events of `data/snapshot` or `data/clean`, oldest day first.
-
-    Args:
-        folder: the folder that holds `events/`.
-        columns: only these columns; all when None.
-        batch_rows: at most so many rows at once.
-
-    Raises:
-        DataError: a file is unreadable or lacks a column.
-    """
-    for path in event_files(folder):
-        try:
-            with pq.ParquetFile(path, pre_buffer=False, buffer_size=_HASH_CHUNK) as file:
-                _check_exact(file.schema_arrow, "events", path)
-                yield from file.iter_batches(batch_size=batch_rows, columns=list(columns) if columns else None)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise _unreadable(path, error) from None
 
 
 def read_meta(folder: Path) -> SnapshotMeta:

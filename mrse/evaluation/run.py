@@ -210,7 +210,7 @@ def _decision(
         "baseline": _against(config, inputs, results, CHALLENGER, LEXICAL),
         "fusion": _against(config, inputs, results, FUSION, kind),
         "means": _means(inputs, results),
-        "judged": _judged(config, inputs, results, kind),
+        "judged": _judged(config, inputs, results),
         "not_measured": _not_measured(inputs, champion),
         "lineage": _lineage(workspace),
         "config": config.model_dump(mode="json"),
@@ -263,7 +263,7 @@ def _mean(values: np.ndarray) -> float | None:
     return float(values.mean()) if len(values) and np.isfinite(values).all() else None
 
 
-def _judged(config: GateConfig, inputs: Inputs, results: Results, kind: Kind) -> dict[str, Any] | None:
+def _judged(config: GateConfig, inputs: Inputs, results: Results) -> dict[str, Any] | None:
     """What people's judgments say, query by query, whichever requests decided."""
     asked = inputs.window.asked["judgments"]
     if not len(asked):
@@ -330,7 +330,7 @@ def _write(
     config: GateConfig, inputs: Inputs, results: Results, decision: dict[str, Any], kind: Kind, workspace: Path
 ) -> None:
     per_query = workspace / "data/gate/per_query.parquet"
-    write_parquet(_per_query(config, inputs, results), per_query)
+    write_parquet(_per_query(inputs, results), per_query)
     of_source = {system: by_source[inputs.source] for system, by_source in results.items()}
     evidence = Evidence(inputs.items, inputs.asked, inputs.slices, of_source[CHALLENGER], of_source[kind])
     write_report(workspace / "reports/gate/index.html", decision, evidence, inputs.meta.image_root, workspace)
@@ -356,7 +356,7 @@ def flat_metrics(decision: Mapping[str, Any]) -> dict[str, float | int | None]:
     return flat
 
 
-def _per_query(config: GateConfig, inputs: Inputs, results: Results) -> pa.Table:
+def _per_query(inputs: Inputs, results: Results) -> pa.Table:
     """One row per deciding request, with every system's metrics and its first ids."""
     asked = inputs.asked
     names = sorted(inputs.slices.masks)

@@ -148,7 +148,6 @@ _TYPE_GROUPS = np.array([_GROUPS.index(kind.group) for kind in lexicon.TYPES])
 _MATERIALS = tuple(dict.fromkeys(name for kind in lexicon.TYPES for name in kind.materials))
 _COLOURS = tuple(lexicon.COLOURS)
 _PATTERNS = tuple(lexicon.PATTERNS)
-_GENDERS = tuple(lexicon.GENDERS)
 _TYPE_SHARES = 1.0 / (np.arange(len(lexicon.TYPES)) + 5.0)
 _BRAND_SHARES = 1.0 / (np.arange(len(lexicon.BRANDS)) + 4.0)
 

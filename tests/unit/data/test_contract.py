@@ -187,30 +187,12 @@ def test_no_rows_can_be_written_only_with_a_schema(tmp_path: Path) -> None:
         contract.write_parquet([], tmp_path / "x.parquet")
 
 
-def write_day(folder: Path, day: str, times: list[datetime]) -> None:
-    n = len(times)
-    rows = {
-        "event_time": pa.array(times, contract.TIME),
-        **{name: pa.array(["x"] * n) for name in ("session_id", "query", "item_id", "action")},
-    }
-    contract.write_parquet(pa.Table.from_batches([conformed(rows)]), folder / "events" / f"dt={day}" / "part-0.parquet")
-
-
-def test_events_stream_day_by_day_in_small_batches(tmp_path: Path) -> None:
-    days = [datetime(2026, 3, day, 5, tzinfo=UTC) for day in (1, 2, 3)]
-    for day in reversed(days):
-        write_day(tmp_path, f"{day:%Y-%m-%d}", [day] * 5)
-    batches = list(contract.iter_events(tmp_path, ["event_time", "action"], batch_rows=2))
-    assert max(batch.num_rows for batch in batches) == 2
-    assert batches[0].schema.names == ["event_time", "action"]
-    assert [time for batch in batches for time in batch.column("event_time").to_pylist()] == [
-        day for day in days for _ in range(5)
-    ]
-
-
-def test_a_shop_without_events_streams_nothing(tmp_path: Path) -> None:
+def test_event_files_are_listed_oldest_day_first(tmp_path: Path) -> None:
     assert contract.event_files(tmp_path) == []
-    assert list(contract.iter_events(tmp_path)) == []
+    days = ["2026-03-01", "2026-03-02", "2026-03-10"]
+    for day in reversed(days):
+        contract.write_parquet(contract.EVENTS.empty_table(), tmp_path / "events" / f"dt={day}" / "part-0.parquet")
+    assert [path.parent.name for path in contract.event_files(tmp_path)] == [f"dt={day}" for day in days]
 
 
 def test_damaged_files_between_stages_are_named(tmp_path: Path) -> None:
@@ -225,10 +207,6 @@ def test_damaged_files_between_stages_are_named(tmp_path: Path) -> None:
     pq.write_table(pa.table({"query": ["x"]}), tmp_path / "judgments.parquet")
     with pytest.raises(DataError, match="lacks column 'item_id'"):
         contract.read_judgments(tmp_path)
-    (tmp_path / "events" / "dt=2026-03-01").mkdir(parents=True)
-    (tmp_path / "events" / "dt=2026-03-01" / "part-0.parquet").write_bytes(b"")
-    with pytest.raises(DataError, match="not a readable Parquet"):
-        list(contract.iter_events(tmp_path))
 
 
 def test_fingerprint_follows_names_and_bytes_but_not_the_place(tmp_path: Path) -> None:

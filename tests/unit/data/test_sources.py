@@ -7,6 +7,7 @@ from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from random import Random
 from typing import Any
+from zipfile import ZipFile
 
 import fsspec
 import pyarrow as pa
@@ -60,7 +61,8 @@ def take(workspace: Path, items: str = "items.parquet", **files: str | None) -> 
 
 
 def event_rows(workspace: Path) -> list[dict[str, Any]]:
-    return [row for batch in contract.iter_events(workspace / "data/snapshot") for row in batch.to_pylist()]
+    files = contract.event_files(workspace / "data/snapshot")
+    return [row for path in files for row in pq.ParquetFile(path).read().to_pylist()]
 
 
 def all_bytes(workspace: Path) -> dict[str, bytes]:
@@ -461,7 +463,7 @@ def test_shoppers_over_a_given_catalogue_leave_its_items_and_pictures_where_they
     )
     assert meta.simulated and "items and pictures are real" in meta.note
     assert meta.image_root == "zip://::shop/images.zip"
-    assert not (tmp_path / "data/snapshot/images.zip").exists()
+    assert ZipFile(tmp_path / "data/snapshot/images.zip").namelist() == [], "later stages depend on it by name"
     with pytest.raises(DataError, match="image_root"):
         sources.take_snapshot(market(catalogue="shop/items.parquet", catalogue_images="nowhere.zip"), tmp_path)
 
