@@ -96,6 +96,7 @@ def _hard_negatives(log: Log, labels: Labels, judged: Judged, split: Split, conf
     """
     held_out = judged.grades.filter(judged.grades.part != "train").select("query").distinct()
     groups = labels.groups.filter(labels.groups.split != "test").anti_join(held_out, "query")
+    # From here on every judgment that a group's query meets is one of training.
     found = _passed_over(log, groups, judged, split, config).union(_judged_low(log, groups, judged))
     found = found.anti_join(labels.positives.select("group", "code"), ["group", "code"])
     place = ibis.row_number().over(group_by=found.group, order_by=[found.tier, found.score, found.code])
@@ -105,7 +106,7 @@ def _hard_negatives(log: Log, labels: Labels, judged: Judged, split: Split, conf
 
 
 def _judged_low(log: Log, groups: ir.Table, judged: Judged) -> ir.Table:
-    lows = judged.lows.filter(judged.lows.part == "train").inner_join(log.items, "item_id")
+    lows = judged.lows.inner_join(log.items, "item_id")
     joined = groups.select("group", "query").inner_join(lows, "query")
     return joined.select("group", "code", tier=ibis.literal(0), score="grade")
 
@@ -118,10 +119,8 @@ def _passed_over(log: Log, groups: ir.Table, judged: Judged, split: Split, confi
     joined = shown.inner_join(groups.select(*_GROUP, "group", "deepest"), _GROUP)
     low = joined.relevance < config.low_relevance
     passed = joined.filter(low | (joined.position < joined.deepest))
-    settled = judged.grades.filter(
-        judged.grades.part == "train",
-        (judged.grades.grade >= config.positive_grade) | (judged.grades.grade <= config.negative_grade),
-    )
+    grade = judged.grades.grade
+    settled = judged.grades.filter((grade >= config.positive_grade) | (grade <= config.negative_grade))
     passed = passed.inner_join(log.items, "item_id").anti_join(settled, ["query", "item_id"])
     items = passed.group_by("group", "code").agg(relevance=passed.relevance.min(), position=passed.position.min())
     is_low = (items.relevance < config.low_relevance).fill_null(False)
