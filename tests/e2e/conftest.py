@@ -39,7 +39,7 @@ TINY: dict[str, Any] = {
     "gate": {"resamples": 500, "min_requests": 20, "min_slice": 5},
     "build_index": {},
     "swap_index": {},
-    "services": {},
+    "services": {"milvus_uri": ".mrse/milvus.db", "mlflow_uri": "sqlite:///.mrse/mlflow.db"},
 }
 
 

@@ -112,3 +112,6 @@ def test_ready_variants_load(path: Path) -> None:
     config.load(path)
     assert set(sections) == set(config.Params.model_fields), "DVC wants every section, if only as {}"
     assert isinstance(sections["snapshot"]["end"], str), "DVC reads no bare dates"
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"].values()
+    for section, _, key in (name.partition(".") for stage in stages for name in stage["params"]):
+        assert not key or key in sections[section], f"dvc.yaml depends on {section}.{key}"
