@@ -264,6 +264,7 @@ class TrainConfig(Section):
     keep: Literal["best", "last"] = "best"  # by recall on the validation requests; without any, the last
     valid_k: Positive = 50
     valid_requests: Positive = 1000  # at most so many validation requests are scored
+    relevant_grade: Share = 0.7  # a judged item is relevant from this grade on; keep equal to gate.relevant_grade
     min_expert_share: Share = 0.01
     min_rank: PositiveFloat = 4.0  # effective rank of the item vectors below which they have collapsed
     model: ModelConfig = ModelConfig()

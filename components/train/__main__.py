@@ -25,7 +25,6 @@ def body(params: Params, workspace: Path) -> str:
         profiles=workspace / "data/profiles",
         workspace=workspace,
         out=package,
-        on_metrics=lambda step, values: None,
         cache_dir=cache_dir,
     )
     write_curves(report, curves)
@@ -41,7 +40,8 @@ def body(params: Params, workspace: Path) -> str:
         fingerprint=report.fingerprint,
     )
     write_json(workspace / "models/challenger.json", version)
-    checkpoint.clear(cache_dir / "train")
+    if report.checkpoints is not None:
+        checkpoint.clear(report.checkpoints)
     resumed = f", resumed at step {report.resumed_from}" if report.resumed_from else ""
     recall = report.metrics.get("recall")
     score = "no validation requests" if recall is None else f"validation recall@{params.train.valid_k} {recall:.3f}"

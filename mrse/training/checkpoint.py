@@ -1,14 +1,16 @@
 """Checkpoints of a training run: one file, safetensors with a JSON header, nothing unpickled.
 
-A run is known by a hash of its configuration and inputs; a killed run of the same hash goes on where it stopped, a run
-with anything changed starts anew.
+A run is known by a hash of its configuration, its inputs and its code; a killed run of the same hash goes on where it
+stopped, a run with anything changed starts anew.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from torch import Tensor
 from mrse.progress import say
 
 _FILE = "checkpoint.safetensors"
+_DAY_SECONDS = 24 * 3600.0
 
 
 @dataclass(frozen=True)
@@ -37,9 +40,13 @@ class Checkpoint:
     tensors: dict[str, Tensor]
     notes: dict[str, Any]
 
+    def part(self, prefix: str) -> dict[str, Tensor]:
+        """The tensors whose names begin with `prefix`, by the rest of their names."""
+        return {n.removeprefix(prefix): t for n, t in self.tensors.items() if n.startswith(prefix)}
+
 
 def run_key(config: str, files: list[Path]) -> str:
-    """Hash of a configuration and of the content of its input files. Costs about 1 s per GB."""
+    """Hash of a configuration and of the content of files: inputs and sources. Costs about 1 s per GB."""
     digest = hashlib.sha256(config.encode())
     digest.update(torch.__version__.encode())
     for file in files:
@@ -73,9 +80,29 @@ def load(folder: Path) -> Checkpoint | None:
         return None
 
 
-def clear(root: Path, but: str | None = None) -> None:
-    """Remove the checkpoints of all runs under `root`, or of all but one."""
-    if root.is_dir():
-        for folder in root.iterdir():
-            if folder.name != but:
-                shutil.rmtree(folder, ignore_errors=True)
+def clear(folder: Path) -> None:
+    """Remove the checkpoints of one run; nothing happens when there are none."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def clear_abandoned(root: Path, but: str, days: float = 7.0) -> None:
+    """Remove the checkpoints of runs that nobody went on with: a younger folder may be of a run that trains right now.
+
+    Args:
+        root: the folder of all runs.
+        but: the run to keep, however old.
+        days: since the last checkpoint.
+    """
+    if not root.is_dir():
+        return
+    oldest = time.time() - days * _DAY_SECONDS
+    for folder in root.iterdir():
+        if folder.name != but and _modified(folder) < oldest:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _modified(folder: Path) -> float:
+    try:
+        return folder.stat().st_mtime
+    except FileNotFoundError:  # its own run has just removed it
+        return math.inf

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from mrse.config import TrainConfig
 from mrse.errors import TrainingFailed
-from mrse.jsonfile import read_json
+from mrse.jsonfile import read_handed
+from mrse.model import towers
 from mrse.model.retriever import Retriever
 from mrse.progress import say, track
 from mrse.training import checkpoint
@@ -29,9 +30,9 @@ from mrse.training.steps import Banks, Steps
 from mrse.training.valid import check_collapse, evaluate
 
 Row = tuple[int, dict[str, float]]
-OnMetrics = Callable[[int, dict[str, float]], None]
 
-_RELEVANT_GRADE = 0.7
+# A checkpoint of other code must never be gone on with: these decide what a step does.
+_SOURCES = (Path(__file__).parent, Path(towers.__file__).parent)
 _START_SAMPLE = 4096
 _LOSS_EVERY = 10
 
@@ -45,6 +46,7 @@ class TrainReport:
         losses, valid: curves, rows of (step, values).
         fingerprint: of the package.
         resumed_from: the step it went on from; 0 for a run from the start.
+        checkpoints: the folder of the run's checkpoints; None without any.
     """
 
     metrics: dict[str, float]
@@ -52,6 +54,7 @@ class TrainReport:
     valid: list[Row]
     fingerprint: str
     resumed_from: int
+    checkpoints: Path | None
 
     def series(self) -> dict[str, list[tuple[int, float]]]:
         """Both curves by metric name: `train_...` and `valid_...`."""
@@ -70,7 +73,6 @@ def train(
     profiles: Path,
     workspace: Path,
     out: Path,
-    on_metrics: OnMetrics,
     cache_dir: Path | None = None,
 ) -> TrainReport:
     """Train a challenger and write its package.
@@ -82,9 +84,8 @@ def train(
         profiles: `data/profiles`.
         workspace: what relative paths of the features start from.
         out: the package's folder; written when training has ended.
-        on_metrics: called with (step, values) as they come.
         cache_dir: where checkpoints live (`<cache_dir>/train/<hash>`); None: no checkpoints. They stay until
-            `checkpoint.clear`, so that a failure after training costs no second training.
+            `checkpoint.clear(report.checkpoints)`, so that a failure after training costs no second training.
 
     Raises:
         DataError: an input is missing or broken.
@@ -92,33 +93,31 @@ def train(
     """
     started = time.perf_counter()
     torch.manual_seed(config.seed)
-    text_encoder = read_json(features / "features.json").get("text_encoder")
+    text_encoder = read_handed(features / "features.json", "build_features").get("text_encoder")
     retriever = Retriever.create(config.model, features, text_encoder)
-    shop = load_shop(retriever, features, clean, profiles, _RELEVANT_GRADE, config.valid_requests)
+    shop = load_shop(retriever, features, clean, profiles, config.relevant_grade, config.valid_requests)
     if len(shop.examples) == 0 and config.self_pairs == 0:
         raise TrainingFailed(f"{profiles / 'examples.parquet'}: no training example, and train.self_pairs is 0")
     retriever.model.fit_shop(shop.item_texts, shop.pictures.sample(_START_SAMPLE))
     folder = None
     if cache_dir is not None:
-        key = checkpoint.run_key(config.model_dump_json(), _input_files(features, clean, profiles))
-        checkpoint.clear(cache_dir / "train", but=key)
+        key = checkpoint.run_key(config.model_dump_json(), _input_files(features, clean, profiles) + _source_files())
+        checkpoint.clear_abandoned(cache_dir / "train", but=key)
         folder = cache_dir / "train" / key
-    run = Run(config, retriever, shop, on_metrics, folder)
+    run = Run(config, retriever, shop, folder)
     run.resume()
     say(f"train: {len(shop.examples)} examples, {len(shop.item_ids)} items, {len(shop.requests)} validation requests")
     run.go()
     retriever.save(out)
     metrics = run.final_metrics() | {f"dropped_{reason}": float(n) for reason, n in shop.dropped.items()}
     metrics |= {"seconds": time.perf_counter() - started, "parameters": float(_parameters(retriever.model))}
-    return TrainReport(metrics, run.losses, run.valid, retriever.fingerprint, run.resumed_from)
+    return TrainReport(metrics, run.losses, run.valid, retriever.fingerprint, run.resumed_from, folder)
 
 
 class Run:
     """One training run and its state: weights, optimiser, banks, curves, the best weights so far."""
 
-    def __init__(
-        self, config: TrainConfig, retriever: Retriever, shop: Shop, on_metrics: OnMetrics, folder: Path | None
-    ) -> None:
+    def __init__(self, config: TrainConfig, retriever: Retriever, shop: Shop, folder: Path | None) -> None:
         self.config = config
         self.model = retriever.model
         self.steps = Steps(config, retriever, shop)
@@ -127,10 +126,10 @@ class Run:
         self.losses: list[Row] = []
         self.valid: list[Row] = []
         self.resumed_from = 0
-        self._on_metrics = on_metrics
         self._folder = folder
         self._step = 0
         self._banks: Banks | None = None
+        self._refreshed_at = -1
         self._best: dict[str, Tensor] = {}
         self._best_recall = -1.0
         self._best_step = 0
@@ -138,21 +137,26 @@ class Run:
         self._counted = 0
 
     def go(self) -> None:
-        """Train from where it stands to the end, then put the weights to keep in place."""
+        """Train from where it stands to the end, then put the weights to keep in place.
+
+        Raises:
+            TrainingFailed: a loss or gradient is not finite, or the weights to keep have collapsed.
+        """
         self.model.train()
         for step in track(range(self._step, self.total), "training", unit="step"):
             self._one(step)
             self._step = step + 1
             if self._folder is not None and self._step % self.config.checkpoint_every == 0:
                 checkpoint.save(self._folder, self._state())
-        if self.config.keep == "best" and self._best:
+        check_collapse(dict(self.valid)[self._kept_step()], self.config.min_expert_share, self.config.min_rank)
+        if self._keeps_best():
             self.model.load_state_dict(self._best)
         self.model.eval()
 
     def final_metrics(self) -> dict[str, float]:
         """The last losses and the scores of the weights that are kept."""
-        kept_step = self._best_step if self.config.keep == "best" and self._best else self.total
-        kept = dict(self.valid).get(kept_step, {})
+        kept_step = self._kept_step()
+        kept = dict(self.valid)[kept_step]
         last = {f"last_{name}": value for name, value in (self.losses[-1][1] if self.losses else {}).items()}
         return {"kept_step": float(kept_step), "steps": float(self.total), **last, **kept}
 
@@ -161,15 +165,24 @@ class Run:
         found = checkpoint.load(self._folder) if self._folder is not None else None
         if found is None:
             return
+        if _shapes(found.part("model/")) != _shapes(self.model.state_dict()):
+            say(f"train: the checkpoint in {self._folder} is of another model; starting anew")
+            return
         self._restore(found)
         self.resumed_from = found.step
         say(f"train: going on from step {found.step} of {self.total}")
+
+    def _keeps_best(self) -> bool:
+        return self.config.keep == "best" and bool(self._best)
+
+    def _kept_step(self) -> int:
+        return self._best_step if self._keeps_best() else self.total
 
     def _one(self, step: int) -> None:
         torch.manual_seed(self.config.seed * 1_000_003 + step)
         fusing = step >= self.config.align_steps
         if fusing:
-            self._refresh_when_due(step - self.config.align_steps)
+            self._refresh_when_due(step)
         parts = self.steps.fuse(step, self._held()) if fusing else self.steps.align(step)
         values = {name: float(value.detach()) for name, value in parts.items()}
         if not all(math.isfinite(value) for value in values.values()):
@@ -185,25 +198,26 @@ class Run:
             raise RuntimeError("fusing without banks")
         return self._banks
 
-    def _refresh_when_due(self, fuse_step: int) -> None:
-        if fuse_step == 0:
-            self._banks = self.steps.refresh()
-            sample = torch.linspace(0, len(self._banks.items_NEH) - 1, _START_SAMPLE).long()
-            self.model.start_fusion(self._banks.items_NEH[sample].float())
-            self._evaluate(self.config.align_steps, refreshed=True)
-        elif fuse_step % self.config.bank_refresh_steps == 0:
-            self._banks = self.steps.refresh()
+    def _refresh_when_due(self, step: int) -> None:
+        fuse_step = step - self.config.align_steps
+        if fuse_step % self.config.bank_refresh_steps == 0:
+            banks = self._fresh(step)
+            if fuse_step == 0:
+                sample = torch.linspace(0, len(banks.items_NEH) - 1, _START_SAMPLE).long()
+                self.model.start_fusion(banks.items_NEH[sample].float())
+                self._evaluate(step)
 
-    def _evaluate(self, done: int, refreshed: bool = False) -> None:
-        if not refreshed:
-            self._banks = self.steps.refresh()
-        scores = evaluate(self.steps, self._held(), self.config.valid_k)
-        row = scores.flat(self.config.valid_k)
+    def _fresh(self, done: int) -> Banks:
+        """Banks of the weights after `done` steps, made once."""
+        if self._banks is None or self._refreshed_at != done:
+            self._banks, self._refreshed_at = self.steps.refresh(), done
+        return self._banks
+
+    def _evaluate(self, done: int) -> None:
+        scores = evaluate(self.steps, self._fresh(done), self.config.valid_k)
+        row = scores.flat()
         self.valid.append((done, row))
-        self._on_metrics(done, row)
         say(f"train: step {done}: " + ", ".join(f"{name} {value:.4f}" for name, value in row.items()))
-        if done == self.total:
-            check_collapse(scores, self.config.min_expert_share, self.config.min_rank)
         if scores.recall is not None and scores.recall > self._best_recall:
             self._best_recall, self._best_step = scores.recall, done
             self._best = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
@@ -215,7 +229,6 @@ class Run:
         if self._counted == _LOSS_EVERY or step + 1 in (self.config.align_steps, self.total):
             row = {name: total / self._counted for name, total in self._sums.items()}
             self.losses.append((step + 1, row))
-            self._on_metrics(step + 1, row)
             self._sums, self._counted = {}, 0
 
     def _state(self) -> Checkpoint:
@@ -229,20 +242,19 @@ class Run:
             "valid": self.valid,
             "best_recall": self._best_recall,
             "best_step": self._best_step,
+            "refreshed_at": self._refreshed_at,
             "sums": self._sums,
             "counted": self._counted,
         }
         return Checkpoint(self._step, tensors, notes)
 
     def _restore(self, found: Checkpoint) -> None:
-        def part(prefix: str) -> dict[str, Tensor]:
-            return {n.removeprefix(prefix): t for n, t in found.tensors.items() if n.startswith(prefix)}
-
-        self.model.load_state_dict(part("model/"))
-        self._best = part("best/")
-        self.optimisers.restore(part("optimiser/"))
-        bank = part("bank/")
+        self.model.load_state_dict(found.part("model/"))
+        self._best = found.part("best/")
+        self.optimisers.restore(found.part("optimiser/"))
+        bank = found.part("bank/")
         self._banks = Banks(bank["items"], bank["queries"]) if bank else None
+        self._refreshed_at = found.notes["refreshed_at"]
         self.losses = [(int(step), dict(row)) for step, row in found.notes["losses"]]
         self.valid = [(int(step), dict(row)) for step, row in found.notes["valid"]]
         self._best_recall, self._best_step = found.notes["best_recall"], found.notes["best_step"]
@@ -254,6 +266,14 @@ def _input_files(features: Path, clean: Path, profiles: Path) -> list[Path]:
     files = [clean / "items.parquet"]
     files += [profiles / name for name in ("examples.parquet", "requests.parquet", "items.parquet")]
     return files + sorted(path for path in features.rglob("*") if path.is_file())
+
+
+def _source_files() -> list[Path]:
+    return [file for folder in _SOURCES for file in sorted(folder.glob("*.py"))]
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 def _parameters(model: nn.Module) -> int:

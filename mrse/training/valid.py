@@ -5,7 +5,7 @@ Shapes: M requests, N items, D size of the vectors, E experts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,7 @@ from mrse.training.steps import Banks, Steps, shopper_memory
 
 _BATCH = 256
 _RANK_SAMPLE = 2048
+_RANK, _QUERY_SHARE, _ITEM_SHARE = "effective_rank", "query_share_", "item_share_"
 
 
 @dataclass(frozen=True)
@@ -35,12 +36,12 @@ class Scores:
     query_share: dict[str, float]
     item_share: dict[str, float]
 
-    def flat(self, k: int) -> dict[str, float]:
+    def flat(self) -> dict[str, float]:
         """As one row of metrics."""
         row = {} if self.recall is None else {"recall": self.recall}
-        row["effective_rank"] = self.rank
-        row |= {f"query_share_{name}": share for name, share in self.query_share.items()}
-        return row | {f"item_share_{name}": share for name, share in self.item_share.items()}
+        row[_RANK] = self.rank
+        row |= {_QUERY_SHARE + name: share for name, share in self.query_share.items()}
+        return row | {_ITEM_SHARE + name: share for name, share in self.item_share.items()}
 
 
 def evaluate(steps: Steps, banks: Banks, k: int) -> Scores:
@@ -90,21 +91,27 @@ def effective_rank(x_ND: Tensor) -> float:
     return float(torch.exp(-(share * share.log()).sum()))
 
 
-def check_collapse(scores: Scores, min_share: float, min_rank: float) -> None:
+def check_collapse(row: Mapping[str, float], min_share: float, min_rank: float) -> None:
     """Stop a run whose model has given up on an expert or maps all items to one place.
+
+    Args:
+        row: `Scores.flat` of the weights that are kept.
+        min_share: smallest mean preference of an expert.
+        min_rank: smallest effective rank of the item vectors.
 
     Raises:
         TrainingFailed: naming the expert and its share, or the rank.
     """
-    for side, shares in (("queries", scores.query_share), ("items", scores.item_share)):
-        for name, share in shares.items():
-            if share < min_share:
+    for prefix, side in ((_QUERY_SHARE, "queries"), (_ITEM_SHARE, "items")):
+        for key, share in row.items():
+            if key.startswith(prefix) and share < min_share:
+                name = key.removeprefix(prefix)
                 raise TrainingFailed(
                     f"expert {name} collapsed: its mean preference over {side} is {share:.4f}, below "
                     f"train.min_expert_share = {min_share}; switch it off (train.model.experts.{name}) or train longer"
                 )
-    if scores.rank < min_rank:
+    if row[_RANK] < min_rank:
         raise TrainingFailed(
-            f"the item vectors collapsed: effective rank {scores.rank:.2f}, below train.min_rank = {min_rank}; "
+            f"the item vectors collapsed: effective rank {row[_RANK]:.2f}, below train.min_rank = {min_rank}; "
             "lower train.learning_rate or raise train.loss.catalogue_negatives"
         )
