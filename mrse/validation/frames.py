@@ -9,9 +9,12 @@ about 0.1 s here. Derived columns:
 | `newest_copy` | items | False for all but the newest usable row of an `item_id` |
 | `item_known` | events, judgments | the item is in the clean catalogue |
 | `first_copy` | events, judgments | False for a row that repeats an earlier one exactly |
-| `shown_before` | events | for a click: the item was shown for that query in that session; null on days that log none |
-| `clicked_before` | events | for an order: likewise clicked |
+| `was_shown` | events | for a click: the item was shown for that query in that session; null on days that log none |
+| `was_clicked` | events | for an order: likewise clicked |
 | `agrees` | judgments | False where the same query and item have different grades |
+
+`was_shown` and `was_clicked` look at the whole batch of days and the hours before it, whichever event came first: the
+clocks of clients and servers disagree, and two events in the wrong order are no reason to drop one.
 """
 
 from __future__ import annotations
@@ -89,7 +92,7 @@ def events_frame(table: pa.Table, known: pa.Array, config: ValidateConfig, sessi
     frame["user_id_text"] = text_states(table["user_id"], config.max_id_chars, null_is_missing=False)
     frame["item_known"] = _known(table["item_id"], known)
     frame["first_copy"] = _first_copy(table)
-    frame["shown_before"], frame["clicked_before"] = _funnel(table, frame, session)
+    frame["was_shown"], frame["was_clicked"] = _funnel(table, frame, session)
     return frame
 
 
@@ -211,7 +214,7 @@ def _column_hashes(column: pa.ChunkedArray) -> Hashes:
 
 
 def _funnel(table: pa.Table, frame: pd.DataFrame, session: Session) -> tuple[pd.Series, pd.Series]:
-    """`shown_before` and `clicked_before`: True, False, or null where the rule says nothing about the row."""
+    """`was_shown` and `was_clicked`: True, False, or null where the rule says nothing about the row."""
     keys = row_hashes(table, ("session_id", "query", "item_id"))
     action = frame["action"].to_numpy()
     impression, click, order = (action == name for name in ("impression", "click", "order"))

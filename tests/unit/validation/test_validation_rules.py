@@ -115,12 +115,16 @@ def _events(*rows: tuple[int, str, str]) -> pa.Table:
 
 def _funnel(table: pa.Table, session: frames.Session) -> list[object]:
     frame = frames.events_frame(table, pa.array(["a"]), CONFIG, session)
-    return frame["shown_before"].astype(object).where(frame["shown_before"].notna(), None).tolist()
+    return frame["was_shown"].astype(object).where(frame["was_shown"].notna(), None).tolist()
 
 
 def test_a_click_needs_its_impression() -> None:
     table = _events((1, "s1", "impression"), (1, "s1", "click"), (2, "s2", "click"))
     assert _funnel(table, frames.Session()) == [None, True, False]
+
+
+def test_an_impression_logged_after_its_click_counts() -> None:
+    assert _funnel(_events((1, "s", "click"), (2, "s", "impression")), frames.Session()) == [True, None]
 
 
 def test_days_without_impressions_cannot_tell() -> None:
