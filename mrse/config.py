@@ -88,7 +88,8 @@ class ValidateConfig(Section):
     max_id_chars: Positive = 256
     max_query_chars: Positive = 1000
     max_title_chars: Positive = 2000
-    max_image_pixels: Positive = 50_000_000
+    # Later stages refuse larger pictures (`mrse.data.images.MAX_PIXELS`): validation must not let one pass.
+    max_image_pixels: Annotated[int, Field(gt=0, le=50_000_000)] = 50_000_000
     max_user_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.2
     max_null_user_share: Share = 0.95  # above it (yet below 1: a shop without users) the report warns
     max_missing_days: NonNegative = 0

@@ -33,7 +33,7 @@ Reason = Literal["no_root", "outside_root", "missing", "unreadable", "empty", "t
 # Formats that shops use. The others stay closed: some start helper programs (EPS), all widen what a bad file can reach.
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "AVIF", "BMP", "TIFF", "PPM")
 MAX_BYTES = 64 << 20
-MAX_PIXELS = 50_000_000  # stages after `validate_logs` count larger pictures as unusable
+MAX_PIXELS = 50_000_000  # of every stage after `validate_logs`, whose setting `max_image_pixels` stays within it
 _THREADS = 16
 _IN_FLIGHT = 64
 

@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from mrse import config
+from mrse.data.images import MAX_PIXELS
 from mrse.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -40,6 +41,7 @@ def with_value(dotted: str, value: Any) -> dict[str, Any]:
         ("train.model.experts", {"vbert": False, "ftatt": False, "light_bert": False}, "at least one expert"),
         ("train.loss", {"alpha": 0, "beta": 0}, "no loss"),
         ("validate_logs.max_quarantined", 1.5, "less than or equal to 1"),
+        ("validate_logs.max_image_pixels", 50_000_001, "less than or equal to 50000000"),
         ("swap_index.keep_last", 1, "greater than or equal to 2"),
         ("snapshot.files", [], "valid dictionary"),
     ],
@@ -51,6 +53,10 @@ def test_a_wrong_value_is_one_error_that_names_the_key(key: str, value: Any, say
     assert says in message
     assert key in message
     assert message.startswith("params.yaml: ")
+
+
+def test_no_picture_passes_validation_that_later_stages_refuse() -> None:
+    assert config.parse(with_value("validate_logs.max_image_pixels", MAX_PIXELS)).validate_logs.max_image_pixels
 
 
 def test_every_error_is_listed_at_once() -> None:
