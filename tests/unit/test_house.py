@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[2]
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
@@ -84,6 +85,62 @@ def test_every_stage_has_its_component(stage: str) -> None:
     assert {"cpu", "memory"} <= set(spec["resources"])
     assert spec["retries"] >= 0
     assert spec["timeout_minutes"] > 0
+
+
+# Import names that differ from their distribution, and those that come with another distribution as its own need.
+DISTRIBUTION = {
+    "PIL": "pillow",
+    "grpc": "pymilvus",
+    "ibis": "ibis-framework",
+    "requests": "mlflow",
+    "sqlalchemy": "mlflow",
+    "yaml": "pyyaml",
+}
+
+
+def source(module: str) -> Path | None:
+    """The file of a module of this repository."""
+    place = ROOT / Path(*module.split("."))
+    return next((path for path in (place / "__init__.py", place.with_suffix(".py")) if path.is_file()), None)
+
+
+def reached(module: str) -> set[str]:
+    """Top-level third-party packages that a module of this repository imports, itself or through others."""
+    todo, seen, foreign = [module], set(), set()
+    while todo:
+        name = todo.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        path = source(name)
+        if name.split(".")[0] not in {"mrse", "components"}:
+            foreign.add(name.split(".")[0])
+        elif path is not None:  # else a name inside a module, whose own file is looked at anyway
+            todo += [name.rpartition(".")[0]] if "." in name else []
+            todo += imports(path)
+    return foreign - set(sys.stdlib_module_names)
+
+
+def installed_by(extras: list[str]) -> set[str]:
+    """The distributions named by the base dependencies and some extras, those extras' extras included."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    todo = [Requirement(line) for line in [*project["dependencies"], f"mrse[{','.join(extras)}]"]]
+    found = set()
+    while todo:
+        requirement = todo.pop()
+        if requirement.name == "mrse":
+            lines = [line for extra in requirement.extras for line in project["optional-dependencies"][extra]]
+            todo += map(Requirement, lines)
+        found.add(requirement.name)
+    return found
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_extras_of_a_component_are_all_it_needs(stage: str) -> None:
+    spec = yaml.safe_load((ROOT / "components" / stage / "component.yaml").read_text(encoding="utf-8"))
+    needed = {DISTRIBUTION.get(name, name.replace("_", "-")) for name in reached(f"components.{stage}.__main__")}
+    assert "pydantic" in needed, "the walk reaches the library"
+    assert needed <= installed_by(spec["extras"])
 
 
 def test_no_component_without_a_stage() -> None:
