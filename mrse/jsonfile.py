@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from mrse.errors import DataError
+
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as readable JSON with sorted keys; the folder is made when missing, and readers see old or new."""
@@ -20,3 +22,17 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """Read what `write_json` wrote."""
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_handed(path: Path, stage: str) -> Any:
+    """Read the JSON file that a stage hands on.
+
+    Raises:
+        DataError: it is missing or broken; the message names the stage to run.
+    """
+    try:
+        return read_json(path)
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; run the {stage} stage first (`dvc repro {stage}`)") from None
+    except ValueError as error:
+        raise DataError(f"{path}: is not JSON ({error}); run the {stage} stage again") from None

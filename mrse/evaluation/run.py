@@ -18,11 +18,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from mrse.config import GateConfig, Params
 from mrse.data.contract import SnapshotMeta, read_items, read_meta, write_parquet
-from mrse.errors import DataError
 from mrse.evaluation import gate
 from mrse.evaluation.bootstrap import Lift, Pair, mean_intervals, paired_lifts
 from mrse.evaluation.champion import Champion, find_champion, scratch
@@ -32,8 +30,9 @@ from mrse.evaluation.report import Evidence, ItemTable, write_report
 from mrse.evaluation.scoring import JUDGED, Embedded, Result, score_bm25, score_fusion
 from mrse.evaluation.slices import DEFINITIONS, CatalogueFacts, Requests, Slices, make_slices
 from mrse.evaluation.window import Asked, Source, Window, read_window
-from mrse.jsonfile import read_json, write_json
+from mrse.jsonfile import read_handed, write_json
 from mrse.model.retriever import Retriever
+from mrse.profiles import tables
 from mrse.training.lineage import lineage
 
 CHALLENGER, CHAMPION, LEXICAL, FUSION = "challenger", "champion", "bm25", "challenger+bm25"
@@ -115,10 +114,8 @@ def _read(config: GateConfig, workspace: Path) -> Inputs:
     requests = Requests(asked.queries, asked.users, asked.lengths, asked.relevant)
     facts = CatalogueFacts(items.texts, items.has_image, _clicks(profiles, items.ids, window))
     slices = make_slices(requests, facts, _query_counts(profiles), config.vague_share)
-    path = workspace / "models/challenger.json"
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; run the train stage first")
-    return Inputs(items, read_meta(clean), window, source, slices, read_json(path))
+    challenger = read_handed(workspace / "models/challenger.json", "train")
+    return Inputs(items, read_meta(clean), window, source, slices, challenger)
 
 
 def _item_table(clean: Path) -> ItemTable:
@@ -133,7 +130,7 @@ def _item_table(clean: Path) -> ItemTable:
 
 
 def _query_counts(profiles: Path) -> dict[str, int]:
-    table = pq.read_table(profiles / "queries.parquet", columns=["query", "requests"])
+    table = tables.read(profiles / "queries.parquet", ["query", "requests"])
     return dict(zip(table.column("query").to_pylist(), table.column("requests").to_pylist(), strict=True))
 
 
@@ -141,7 +138,7 @@ def _clicks(profiles: Path, item_ids: list[str], window: Window) -> np.ndarray |
     """Clicks of each item before the test days; `None` without events. Rows are sorted by `asof`: the last counts."""
     if window.asof is None:
         return None
-    table = pq.read_table(profiles / "items.parquet", columns=["item_id", "asof", "clicks"])
+    table = tables.read(profiles / "items.parquet", ["item_id", "asof", "clicks"])
     known = {row["item_id"]: row["clicks"] for row in table.to_pylist() if row["asof"] <= window.asof}
     return np.array([known.get(item, 0) for item in item_ids], dtype=np.int64)
 

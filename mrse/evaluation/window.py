@@ -15,12 +15,10 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from mrse.errors import DataError
 from mrse.evaluation.metrics import Labels
 from mrse.model.retriever import History
+from mrse.profiles import tables
 
 Source = Literal["events", "judgments"]
 _COLUMNS = [
@@ -83,13 +81,7 @@ def read_window(profiles: Path, item_ids: Sequence[str], relevant_grade: float, 
     Raises:
         DataError: the file is missing or lacks a column.
     """
-    path = profiles / "requests.parquet"
-    try:
-        table = pq.read_table(path, columns=_COLUMNS, filters=[("split", "=", "test")])
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file; run the build_profiles stage first") from None
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path}: not a readable requests table ({error}); run build_profiles again") from None
+    table = tables.read(profiles / "requests.parquet", _COLUMNS, split="test")
     position = {item: at for at, item in enumerate(item_ids)}
     rows = table.to_pylist()
     known = [row["profile_asof"] for row in rows if row["profile_asof"] is not None]

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from mrse.data.contract import TIME
+from mrse.errors import DataError
 
 _TEXTS = pa.list_(pa.string())
 _FLOATS = pa.list_(pa.float32())
@@ -67,3 +71,22 @@ REQUESTS = pa.schema(
     }
 )
 QUERIES = pa.schema({"query": pa.string(), "requests": pa.int64()})
+
+
+def read(path: Path, columns: list[str] | None = None, split: str | None = None) -> pa.Table:
+    """Read one of the files.
+
+    Args:
+        path: in `data/profiles`.
+        columns: None: all.
+        split: the rows of this split alone; None: all.
+
+    Raises:
+        DataError: it is missing or lacks a column; the message names the stage to run.
+    """
+    try:
+        return pq.read_table(path, columns=columns, filters=None if split is None else [("split", "=", split)])
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; run the build_profiles stage first") from None
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"{path}: not a readable table ({error}); run build_profiles again") from None

@@ -23,6 +23,7 @@ from mrse.model.encode import ItemQueries, Pictures
 from mrse.model.history import action_code, age_bucket
 from mrse.model.inputs import TextTable
 from mrse.model.retriever import Retriever
+from mrse.profiles import tables
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -141,9 +142,9 @@ def load_shop(
         raise DataError(f"{clean / 'items.parquet'}: no items")
     titles = items.column("title").to_pylist()
     categories = items.column("category").to_pylist() if "category" in items.column_names else [None] * len(ids)
-    examples = _table(profiles / "examples.parquet", split="train")
-    requests = _table(profiles / "requests.parquet", split="valid")
-    profile_table = _table(profiles / "items.parquet")
+    examples = tables.read(profiles / "examples.parquet", split="train")
+    requests = tables.read(profiles / "requests.parquet", split="valid")
+    profile_table = tables.read(profiles / "items.parquet")
     flat_profile_queries = pc.list_flatten(profile_table.column("queries")).to_pylist()
     queries = _Index()
     asofs = sorted(set(profile_table.column("asof").to_pylist()))
@@ -185,16 +186,6 @@ class _Index:
     @property
     def texts(self) -> list[str]:
         return list(self._row) or [""]
-
-
-def _table(path: Path, split: str | None = None) -> pa.Table:
-    try:
-        table = pq.read_table(path)
-        return table if split is None else table.filter(pc.equal(table.column("split"), split))
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file; build_profiles writes it") from None
-    except (OSError, KeyError, pa.ArrowInvalid) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from None
 
 
 def _examples(table: pa.Table, ids: pa.Array, asofs: list[object], queries: _Index) -> tuple[Examples, dict[str, int]]:

@@ -413,9 +413,16 @@ def test_missing_inputs_are_named(tmp_path: Path) -> None:
     workspace = write_shop(tmp_path, None)
     with pytest.raises(DataError, match=r"models/challenger: no model here"):
         run_gate(settings(), workspace)
+    (workspace / "models/challenger.json").write_text("{")
+    with pytest.raises(DataError, match=r"challenger\.json: is not JSON .* run the train stage again"):
+        run_gate(settings(), workspace)
     (workspace / "models/challenger.json").unlink()
     with pytest.raises(DataError, match=r"challenger\.json: no such file; run the train stage first"):
         run_gate(settings(), workspace)
+    for name in ("queries", "items"):
+        (workspace / f"data/profiles/{name}.parquet").unlink()
+        with pytest.raises(DataError, match=rf"{name}\.parquet: no such file; run the build_profiles stage first"):
+            run_gate(settings(), workspace)
 
 
 def test_the_component_runs_with_a_real_model(
