@@ -32,7 +32,7 @@ def search(tmp_path_factory):
     folder = tmp_path_factory.mktemp("behaviour")
     tiny_shop.write_shop(folder)
     inputs = [folder / name for name in ("features", "clean", "profiles")]
-    train(tiny_shop.config(), *inputs, folder, folder / "model", lambda step, values: None)
+    train(tiny_shop.config(), *inputs, folder, folder / "model")
     return Search(Retriever.load(folder / "model"))
 
 

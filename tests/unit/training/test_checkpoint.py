@@ -1,3 +1,6 @@
+import os
+import time
+
 import torch
 
 from mrse.training import checkpoint
@@ -33,11 +36,14 @@ def test_the_key_is_of_settings_and_contents(tmp_path):
     assert checkpoint.run_key("{}", [file]) != first
 
 
-def test_runs_are_cleared_but_the_one_to_keep(tmp_path):
-    for name in ("a", "b"):
+def test_abandoned_runs_are_cleared_and_those_beside_stay(tmp_path):
+    for name, days in (("own", 30), ("beside", 6.9), ("abandoned", 7.1)):
         checkpoint.save(tmp_path / name, Checkpoint(1, {"x": torch.zeros(1)}, {}))
-    checkpoint.clear(tmp_path, but="b")
-    assert [p.name for p in tmp_path.iterdir()] == ["b"]
-    checkpoint.clear(tmp_path)
-    checkpoint.clear(tmp_path / "nowhere")
-    assert list(tmp_path.iterdir()) == []
+        written = time.time() - days * 24 * 3600
+        os.utime(tmp_path / name, (written, written))
+    checkpoint.clear_abandoned(tmp_path, but="own")
+    assert {p.name for p in tmp_path.iterdir()} == {"own", "beside"}
+    checkpoint.clear(tmp_path / "own")
+    assert [p.name for p in tmp_path.iterdir()] == ["beside"]
+    checkpoint.clear(tmp_path / "own")
+    checkpoint.clear_abandoned(tmp_path / "nowhere", but="own")

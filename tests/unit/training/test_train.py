@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -11,9 +12,12 @@ from safetensors.torch import load_file
 from mrse.errors import DataError, TrainingFailed
 from mrse.model.retriever import History, HistoryBank, Retriever
 from mrse.profiles import tables
+from mrse.training import checkpoint
 from mrse.training import steps as steps_module
+from mrse.training import train as train_module
 from mrse.training.data import load_shop
 from mrse.training.train import train
+from mrse.training.valid import Scores
 from tests import tiny_shop
 
 QUICK = {"align_steps": 6, "fuse_steps": 9, "eval_every": 5, "bank_refresh_steps": 4, "checkpoint_every": 4}
@@ -26,10 +30,9 @@ def tiny(tmp_path_factory):
     return folder
 
 
-def run(folder, out, config, cache_dir=None, seen=None):
-    on_metrics = (lambda step, values: seen.append((step, values))) if seen is not None else lambda step, values: None
+def run(folder, out, config, cache_dir=None):
     inputs = [folder / name for name in ("features", "clean", "profiles")]
-    return train(config, *inputs, folder, out, on_metrics, cache_dir)
+    return train(config, *inputs, folder, out, cache_dir)
 
 
 def weights(folder):
@@ -91,7 +94,65 @@ def test_a_changed_configuration_or_input_starts_anew(tiny, tmp_path):
     run(tiny, tmp_path / "a", config, tmp_path / "cache")
     assert run(tiny, tmp_path / "a", config, tmp_path / "cache").resumed_from == 12  # the last checkpoint
     assert run(tiny, tmp_path / "a", config.model_copy(update={"clip": 0.9}), tmp_path / "cache").resumed_from == 0
-    assert len(list((tmp_path / "cache/train").iterdir())) == 1
+    assert len(list((tmp_path / "cache/train").iterdir())) == 2  # another run may be training on the first
+
+
+def test_changed_code_starts_anew(tiny, tmp_path, monkeypatch):
+    assert {"train.py", "steps.py", "towers.py", "retriever.py"} <= {p.name for p in train_module._source_files()}
+    source = tmp_path / "code/step.py"
+    source.parent.mkdir()
+    source.write_text("a = 1")
+    monkeypatch.setattr(train_module, "_SOURCES", (source.parent,))
+    config = tiny_shop.config(**QUICK)
+    run(tiny, tmp_path / "out", config, tmp_path / "cache")
+    assert run(tiny, tmp_path / "out", config, tmp_path / "cache").resumed_from == 12
+    source.write_text("a = 2")
+    assert run(tiny, tmp_path / "out", config, tmp_path / "cache").resumed_from == 0
+
+
+def test_a_checkpoint_of_another_model_starts_anew(tiny, tmp_path, monkeypatch, capsys, unbroken):
+    monkeypatch.delenv("MRSE_QUIET", raising=False)
+    config = tiny_shop.config(**QUICK)
+    folder = run(tiny, tmp_path / "a", config, tmp_path / "cache").checkpoints
+    found = checkpoint.load(folder)
+    name = next(name for name in found.tensors if name.startswith("model/"))
+    wider = found.tensors | {name: torch.zeros(3, 3, 3)}
+    checkpoint.save(folder, replace(found, tensors=wider))
+    report = run(tiny, tmp_path / "b", config, tmp_path / "cache")
+    assert report.resumed_from == 0 and "is of another model; starting anew" in capsys.readouterr().err
+    assert same(weights(unbroken[1]), weights(tmp_path / "b"))
+
+
+def test_banks_are_made_once_for_the_same_weights(tiny, tmp_path, monkeypatch):
+    """Scored and refreshed at the same steps, whether or not the run goes on from a checkpoint right there."""
+    config = tiny_shop.config(**(QUICK | {"eval_every": 4, "checkpoint_every": 5}))
+    made = []
+    real = steps_module.Steps.refresh
+    monkeypatch.setattr(steps_module.Steps, "refresh", lambda self: made.append(1) or real(self))
+    run(tiny, tmp_path / "a", config)
+    assert len(made) == 4  # after 6, 10, 14 and 15 steps
+    align = steps_module.Steps.fuse
+    monkeypatch.setattr(
+        steps_module.Steps, "fuse", lambda self, step, banks: 1 / (step != 12) and align(self, step, banks)
+    )
+    with pytest.raises(ZeroDivisionError):
+        run(tiny, tmp_path / "b", config, tmp_path / "cache")
+    monkeypatch.setattr(steps_module.Steps, "fuse", align)
+    made.clear()
+    assert run(tiny, tmp_path / "b", config, tmp_path / "cache").resumed_from == 10
+    assert len(made) == 2 and same(weights(tmp_path / "a"), weights(tmp_path / "b"))
+
+
+def test_the_grade_of_relevance_is_configured(tmp_path):
+    tiny_shop.write_shop(tmp_path, events=False)
+    path = tmp_path / "profiles/requests.parquet"
+    table = pq.read_table(path)
+    gains = pa.array([[0.5] * len(row) for row in table.column("relevant").to_pylist()], pa.list_(pa.float32()))
+    column = table.schema.get_field_index("gains")
+    pq.write_table(table.set_column(column, table.schema.field(column), gains), path)
+    strict = run(tmp_path, tmp_path / "a", tiny_shop.config(**QUICK))
+    lax = run(tmp_path, tmp_path / "b", tiny_shop.config(**QUICK, relevant_grade=0.5))
+    assert "recall" not in strict.metrics and "recall" in lax.metrics
 
 
 @pytest.mark.parametrize(
@@ -132,14 +193,12 @@ def test_shops_that_lack_something_train(tmp_path, lacking):
 
 
 def test_learning_lowers_the_loss_and_tells_both_curves(tiny, tmp_path):
-    seen = []
     config = tiny_shop.config(align_steps=20, fuse_steps=30, eval_every=15)
-    report = run(tiny, tmp_path / "out", config, seen=seen)
+    report = run(tiny, tmp_path / "out", config)
     aligned = [row["loss"] for step, row in report.losses if step <= 20]
     fused = [row["loss"] for step, row in report.losses if step > 20]
     assert aligned[-1] < 0.95 * aligned[0] and fused[-1] < 0.98 * fused[0]
     assert [step for step, _ in report.valid] == [20, 35, 50]
-    assert sorted(step for step, _ in seen) == sorted(step for step, _ in [*report.losses, *report.valid])
     series = report.series()
     assert series["valid_recall"][-1] == (50, report.valid[-1][1]["recall"])
     assert [step for step, _ in series["train_mnsce"]] == [30, 40, 50]
@@ -192,6 +251,35 @@ def test_a_collapsed_model_fails_the_run(tiny, tmp_path):
         run(tiny, tmp_path / "out", tiny_shop.config(**QUICK, min_expert_share=0.9))
 
 
+@pytest.mark.parametrize(("collapsed", "kept"), [(15, False), (6, True)])
+def test_collapse_is_that_of_the_weights_that_are_kept(tiny, tmp_path, monkeypatch, collapsed, kept):
+    """The first scores are the best here: only their collapse counts."""
+    done = iter((6, 11, 15))
+
+    def scored(*_):
+        step = next(done)
+        return Scores(1.0 / step, 1.0 if step == collapsed else 9.0, {}, {})
+
+    monkeypatch.setattr(train_module, "evaluate", scored)
+    config = tiny_shop.config(**QUICK, min_rank=4.0)
+    if kept:
+        with pytest.raises(TrainingFailed, match=r"effective rank 1\.00"):
+            run(tiny, tmp_path / "out", config)
+    else:
+        assert run(tiny, tmp_path / "out", config).metrics["kept_step"] == 6
+
+
+def test_features_that_are_missing_or_broken_name_their_stage(tmp_path):
+    tiny_shop.write_shop(tmp_path)
+    file = tmp_path / "features/features.json"
+    file.write_text("{")
+    with pytest.raises(DataError, match=r"features\.json: is not JSON .* run the build_features stage again"):
+        run(tmp_path, tmp_path / "out", tiny_shop.config(**QUICK))
+    file.unlink()
+    with pytest.raises(DataError, match=r"features\.json: no such file; run the build_features stage first"):
+        run(tmp_path, tmp_path / "out", tiny_shop.config(**QUICK))
+
+
 def test_nothing_to_learn_from_is_said(tmp_path):
     tiny_shop.write_shop(tmp_path)
     pq.write_table(pa.Table.from_pylist([], tables.EXAMPLES), tmp_path / "profiles/examples.parquet")
@@ -200,7 +288,7 @@ def test_nothing_to_learn_from_is_said(tmp_path):
     report = run(tmp_path, tmp_path / "out", tiny_shop.config(**QUICK))  # from the titles alone
     assert report.metrics["recall"] > 0
     (tmp_path / "profiles/requests.parquet").unlink()
-    with pytest.raises(DataError, match="build_profiles writes it"):
+    with pytest.raises(DataError, match="run the build_profiles stage first"):
         run(tmp_path, tmp_path / "out", tiny_shop.config(**QUICK))
 
 

@@ -23,8 +23,8 @@ def scores(rank=20.0, **shares):
 
 
 def test_collapse_stops_a_run():
-    check_collapse(scores(), 0.01, 4.0)
+    check_collapse(scores().flat(), 0.01, 4.0)
     with pytest.raises(TrainingFailed, match=r"expert ftatt collapsed: its mean preference over items is 0\.0040"):
-        check_collapse(scores(ftatt=0.004, vbert=0.996), 0.01, 4.0)
+        check_collapse(scores(ftatt=0.004, vbert=0.996).flat(), 0.01, 4.0)
     with pytest.raises(TrainingFailed, match=r"effective rank 1\.50, below train\.min_rank = 4\.0"):
-        check_collapse(scores(rank=1.5), 0.01, 4.0)
+        check_collapse(scores(rank=1.5).flat(), 0.01, 4.0)
