@@ -23,10 +23,8 @@ PAD, UNK, CLS, SEP, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
 # Each special token under the names that the common families (BERT, RoBERTa, XLNet) give it.
 _ALIASES = {
     "pad": (PAD, "<pad>"),
-    "unk": (UNK, "<unk>"),
     "cls": (CLS, "<s>", "<cls>"),
     "sep": (SEP, "</s>", "<sep>"),
-    "mask": (MASK, "<mask>"),
 }
 # A token covers a few characters; a text is cut here before it is tokenised, so that a megabyte title costs no more
 # than a long one.
@@ -87,23 +85,21 @@ class Tokenizer:
     Attributes:
         vocab_size: number of ids; an embedding table needs as many rows.
         pad_id: the id of padding: 0 for the shop's own vocabulary, whatever the model uses otherwise (RoBERTa: 1).
-        cls_id, sep_id, mask_id, unk_id: the other special ids.
+        cls_id, sep_id: the ids around a text.
     """
 
     def __init__(self, inner: tokenizers.Tokenizer, where: str = "tokenizer") -> None:
         """Wrap a `tokenizers` object.
 
         Raises:
-            ConfigError: it lacks one of the five special tokens that a BERT-like text encoder has.
+            ConfigError: it lacks one of the three special tokens that a BERT-like text encoder has.
         """
         inner.no_padding()
         inner.no_truncation()
         self._inner = inner
         self.pad_id = _special(inner, "pad", where)
-        self.unk_id = _special(inner, "unk", where)
         self.cls_id = _special(inner, "cls", where)
         self.sep_id = _special(inner, "sep", where)
-        self.mask_id = _special(inner, "mask", where)
         self.vocab_size = max(inner.get_vocab(with_added_tokens=True).values()) + 1
 
     @classmethod
@@ -213,10 +209,6 @@ class Tokenizer:
         tokens_NL[:, 0] = self.cls_id
         tokens_NL[np.arange(len(texts)), sizes_N + 1] = self.sep_id
         return tokens_NL
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text that ids stand for, special tokens left out; for reports and debugging."""
-        return self._inner.decode([int(i) for i in ids], skip_special_tokens=True).strip()
 
 
 def _special(inner: tokenizers.Tokenizer, role: str, where: str) -> int:

@@ -67,18 +67,18 @@ def test_row_is_cls_pieces_sep_padding() -> None:
     assert tokens[1].tolist() == [tokenizer.cls_id, tokenizer.sep_id, 0, 0, 0]
     assert tokens[0, 2:].tolist() == [tokenizer.sep_id, 0, 0]
     assert tokens[2, 4] == tokenizer.sep_id and 0 not in tokens[2]
-    assert tokenizer.decode(tokens[2]) == "red leather boots"
     assert tokenizer.pad_id == 0
-    assert len({tokenizer.pad_id, tokenizer.unk_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id}) == 5
+    assert len({tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id}) == 3
     assert tokens.max() < tokenizer.vocab_size <= 400
 
 
-def test_case_and_width_do_not_matter_and_no_script_is_unknown() -> None:
+def test_case_and_width_do_not_matter_and_no_script_is_unknown(tmp_path: Path) -> None:
     tokenizer = Tokenizer.train(TITLES, 400)
     tokens = tokenizer.encode(["RED shirt", "ｒｅｄ shirt", "красный 紅 👕"], 32)
     assert (tokens[0] == tokens[1]).all()
-    assert tokenizer.unk_id not in tokens
-    assert tokenizer.decode(tokens[2]) == "красный 紅 👕"
+    tokenizer.save(tmp_path)
+    inner = Inner.from_file(str(tmp_path / "tokenizer.json"))
+    assert inner.decode(tokens[2].tolist()).strip() == "красный 紅 👕"
 
 
 def test_no_texts_and_a_length_that_is_too_small() -> None:
@@ -111,7 +111,7 @@ def test_a_saved_tokenizer_encodes_alike(tmp_path: Path) -> None:
     tokenizer.save(tmp_path)
     loaded = Tokenizer.load(tmp_path / "tokenizer.json")
     assert (loaded.encode(TITLES, 9) == tokenizer.encode(TITLES, 9)).all()
-    assert (loaded.vocab_size, loaded.mask_id) == (tokenizer.vocab_size, tokenizer.mask_id)
+    assert (loaded.vocab_size, loaded.sep_id) == (tokenizer.vocab_size, tokenizer.sep_id)
 
 
 def test_missing_and_broken_files_say_so(tmp_path: Path) -> None:
