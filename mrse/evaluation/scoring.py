@@ -1,7 +1,7 @@
 """Systems at work on a window: rankings by exact search, and their per-request metrics.
 
-Cost: encoding the catalogue dominates (about 2,500 items/s on two cores); exact search of 20,000 requests over 50,000
-items takes under a minute and one block of scores of memory.
+Cost: encoding the catalogue dominates (about 1,200 items/s on one busy core); exact search of 20,000 requests over
+50,000 items takes under a minute and one block of scores of memory.
 
 Legend of the shape suffixes: Q requests, N items of the catalogue, D vector size, K depth.
 """
