@@ -5,7 +5,7 @@ snapshot, content), so a run that was killed finds its own half-built collection
 builds it again, and a run that finds it whole keeps it. `models/index/index.json` is written last: it is there or the
 stage is not done.
 
-Cost: embedding, about 2,500 items/s on two cores, is most of it; Milvus Lite takes some 15,000 rows/s.
+Cost: embedding, about 1,200 items/s on one busy core, is most of it; Milvus Lite takes some 15,000 rows/s.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from mrse.index.layout import (
     INDEX_JSON,
     PROFILES,
     SERVING,
+    check_judged,
     read_handed,
 )
 from mrse.index.verify import ids_fingerprint, verify
@@ -101,12 +102,7 @@ def build(params: Params, workspace: Path) -> dict[str, Any]:
     if decision["outcome"] != "PROMOTE":
         return _skip(workspace, f"the gate said {decision['outcome']}")
     challenger = read_handed(workspace, CHALLENGER, "train")
-    judged = decision["challenger"]
-    if judged["fingerprint"] != challenger["fingerprint"]:
-        raise IndexFailed(
-            f"the gate promoted model version {judged['version']}, models/challenger.json names version "
-            f"{challenger['version']}, which it has not judged; run the gate stage again"
-        )
+    check_judged(decision, challenger)
     services = params.services.under(workspace)
     retriever = _load(workspace, challenger)
     encoded = _embed(retriever, workspace, Path(services.cache_dir))

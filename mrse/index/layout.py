@@ -1,10 +1,11 @@
 """Where the index stages read and write under a workspace (docs/contracts.md)."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mrse.errors import DataError
-from mrse.jsonfile import read_json
+from mrse import jsonfile
+from mrse.errors import IndexFailed
 
 DECISION = Path("reports/decision.json")
 CHALLENGER = Path("models/challenger.json")
@@ -27,9 +28,18 @@ def read_handed(workspace: Path, name: Path, stage: str) -> Any:
     Raises:
         DataError: it is missing or broken; the message names the stage to run.
     """
-    try:
-        return read_json(workspace / name)
-    except FileNotFoundError:
-        raise DataError(f"{workspace / name} is missing; run the {stage} stage first (`dvc repro {stage}`)") from None
-    except ValueError as error:
-        raise DataError(f"{workspace / name} is not JSON ({error}); run the {stage} stage again") from None
+    return jsonfile.read_handed(workspace / name, stage)
+
+
+def check_judged(decision: Mapping[str, Any], challenger: Mapping[str, Any]) -> None:
+    """Whether a decision is about the challenger that lies there.
+
+    Raises:
+        IndexFailed: the gate judged another model.
+    """
+    judged = decision["challenger"]
+    if judged["fingerprint"] != challenger["fingerprint"]:
+        raise IndexFailed(
+            f"the gate judged model version {judged['version']}, models/challenger.json names version "
+            f"{challenger['version']}, which it has not judged; run the gate stage again"
+        )

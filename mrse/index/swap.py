@@ -8,7 +8,7 @@ The alias in Milvus is the one truth about what is live. A swap does, in this or
    Milvus and MLflow alone;
 4. write into the new collection's stamp which collection it replaces: from here on a retry knows;
 5. move the alias, in one call, and read it back;
-6. ask the live index for items that it must find; where it does not, move the alias back;
+6. ask the live index for items that it must find; where 4 to 6 fail, alias and stamp become what they were;
 7. `champion`, the version's tags, the clean-up of old collections, `live.json`.
 
 Killed anywhere, the next run starts at 1 and ends in the same place. One swap runs at a time (`mrse.index.lease`).
@@ -27,9 +27,18 @@ import numpy as np
 
 from mrse import tracking
 from mrse.config import Params, ServicesConfig, SwapConfig
-from mrse.errors import IndexFailed
+from mrse.errors import IndexFailed, MrseError
 from mrse.index.client import ALIAS, Stamp, Store, opened
-from mrse.index.layout import CHALLENGER, DECISION, INDEX_JSON, LIVE_JSON, SERVING, read_handed, serving_artifact
+from mrse.index.layout import (
+    CHALLENGER,
+    DECISION,
+    INDEX_JSON,
+    LIVE_JSON,
+    SERVING,
+    check_judged,
+    read_handed,
+    serving_artifact,
+)
 from mrse.index.lease import Lease, lease
 from mrse.index.verify import SCORE_TOLERANCE
 from mrse.jsonfile import write_json
@@ -64,8 +73,8 @@ def swap(params: Params, workspace: Path) -> dict[str, Any]:
         The content of `reports/live.json`.
 
     Raises:
-        IndexFailed: the collection is gone, not verified or fails its smoke queries, or another swap runs. What was
-            live stays live.
+        IndexFailed: the collection is gone, not verified or fails its smoke queries, the gate has not judged the
+            challenger, or another swap runs. What was live stays live.
         ServiceError: Milvus or MLflow cannot be reached.
     """
     services = params.services.under(workspace)
@@ -90,7 +99,7 @@ def rollback(params: Params, workspace: Path, to: int | None = None) -> Live:
     """Put an earlier collection live again: one alias move, then MLflow follows.
 
     Args:
-        to: the model version to go back to; None: what the live collection replaced.
+        to: the model version to go back to, one that was live; None: what the live collection replaced.
 
     Raises:
         IndexFailed: there is nothing to go back to, or it fails its smoke queries.
@@ -201,19 +210,33 @@ def _go_live(store: Store, config: SwapConfig, collection: str, held: Lease, rem
     if stamp is None:
         raise IndexFailed(f"collection {collection} vanished; run the build_index stage again")
     store.load(collection)
-    if before != collection:
-        since = datetime.now(UTC).isoformat(timespec="seconds")
-        stamp = stamp.with_(since=since, previous=before if remember else stamp.previous)
-        store.write_stamp(collection, stamp)
+    if before == collection:
+        smoke(store, stamp, config.smoke_queries)
+        return
+    since = datetime.now(UTC).isoformat(timespec="seconds")
+    mine = stamp.with_(since=since, previous=before if remember else stamp.previous)
+    try:
+        store.write_stamp(collection, mine)
         held.check()
         store.point(collection)
+        smoke(store, mine, config.smoke_queries)
+    except MrseError as error:
+        raise type(error)(f"{error}; {_take_back(store, collection, mine, stamp, before)}") from error
+
+
+def _take_back(store: Store, collection: str, mine: Stamp, old: Stamp, before: str | None) -> str:
+    """Undo steps 4 and 5, so that what never served does not count as once live; says what is live now.
+
+    Another swap that took over an expired lease has put a stamp of its own on the collection; its work is left alone.
+    """
     try:
-        smoke(store, stamp, config.smoke_queries)
-    except IndexFailed as error:
-        if before == collection:
-            raise
-        store.point(before)
-        raise IndexFailed(f"{error}; {before or 'nothing'} is live again") from None
+        if store.stamp(collection) == mine:
+            if store.target() == collection:
+                store.point(before)
+            store.write_stamp(collection, old)
+        return f"{store.target() or 'nothing'} is live now"
+    except MrseError as error:
+        return f"going back to {before or 'nothing'} failed too ({error}); look at `mrse status`, then run again"
 
 
 def _promised(store: Store, index: dict[str, Any], challenger: dict[str, Any]) -> Stamp:
@@ -241,11 +264,12 @@ def _promised(store: Store, index: dict[str, Any], challenger: dict[str, Any]) -
 def _earlier(store: Store, live: Live | None, to: int | None) -> str:
     stamps = {name: s for name, s in store.collections().items() if s is not None and s.state == "verified"}
     if to is not None:
-        fitting = [name for name, stamp in stamps.items() if stamp.model_version == to]
+        served = {name: stamp for name, stamp in stamps.items() if stamp.since is not None}
+        fitting = [name for name, stamp in served.items() if stamp.model_version == to]
         if not fitting:
-            kept = ", ".join(sorted({str(s.model_version) for s in stamps.values()})) or "none"
-            raise IndexFailed(f"no verified collection of model version {to} is kept; kept versions: {kept}")
-        return max(fitting, key=lambda name: _last_used(stamps[name]))
+            kept = ", ".join(map(str, sorted({stamp.model_version for stamp in served.values()}))) or "none"
+            raise IndexFailed(f"no collection of model version {to} that was live is kept; kept versions: {kept}")
+        return max(fitting, key=lambda name: _last_used(served[name]))
     if live is None:
         raise IndexFailed(
             "nothing is live, so there is nothing to roll back from; `mrse rollback --to VERSION` names one"
@@ -260,10 +284,12 @@ def _earlier(store: Store, live: Live | None, to: int | None) -> str:
 def _record_decision(services: ServicesConfig, workspace: Path) -> None:
     """Tag the challenger's version with what the gate said, for `mrse runs`."""
     decision = read_handed(workspace, DECISION, "gate")
+    challenger = read_handed(workspace, CHALLENGER, "train")
+    check_judged(decision, challenger)
     primary = decision.get("primary") or {}
     tags = {"decision": decision["outcome"], "lift": primary.get("lift"), "metric": primary.get("metric")}
-    version = read_handed(workspace, CHALLENGER, "train")["version"]
-    tracking.tag_version(services, version, {key: str(value) for key, value in tags.items() if value is not None})
+    known = {key: str(value) for key, value in tags.items() if value is not None}
+    tracking.tag_version(services, challenger["version"], known)
 
 
 def _report(status: str, reason: str, live: Live | None) -> dict[str, Any]:

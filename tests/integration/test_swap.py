@@ -15,7 +15,7 @@ from mrse.errors import IndexFailed, ServiceError
 from mrse.index import swap as stage
 from mrse.index.build import build
 from mrse.index.client import ALIAS, Store, opened
-from mrse.jsonfile import read_json
+from mrse.jsonfile import read_json, write_json
 from tests import fake_shop
 
 ROOT = Path(__file__).parents[2]
@@ -185,18 +185,53 @@ def _stage(command, shop, services, step):
     )
 
 
-def test_smoke_queries_that_fail_put_the_old_index_back(shop, services, monkeypatch):
+def _finds_nothing(store, _alias, vectors_QD, *_):
+    return [[] for _ in vectors_QD]
+
+
+def _is_gone(*_):
+    raise ServiceError("Milvus is gone")
+
+
+@pytest.mark.parametrize(
+    ("search", "error", "says"),
+    [(_finds_nothing, IndexFailed, "does not find item"), (_is_gone, ServiceError, "Milvus is gone")],
+)
+def test_smoke_queries_that_fail_put_the_old_index_back(shop, services, monkeypatch, search, error, says):
     first = run_build(shop, services)
     run_swap(shop, services)
-    fake_shop.train_challenger(shop, services, seed=2)
-    run_build(shop, services)
-    search = Store.search
-    monkeypatch.setattr(Store, "search", lambda store, *a: [[] for _ in search(store, *a)])
-    with pytest.raises(IndexFailed, match=f"does not find item .* {first} is live again"):
+    version = fake_shop.train_challenger(shop, services, seed=2)
+    second = run_build(shop, services)
+    with monkeypatch.context() as patch, pytest.raises(error, match=f"{says}.*; {first} is live now"):
+        patch.setattr(Store, "search", search)
         run_swap(shop, services)
-    monkeypatch.undo()
     found = state(services)
     assert (found.collection, found.champion) == (first, found.stamp.model_version)
+    with opened(services) as store:
+        stamp = store.stamp(second)
+    assert (stamp.state, stamp.since, stamp.previous) == ("verified", None, None), "it never served"
+    with pytest.raises(IndexFailed, match=f"version {version} that was live is kept; kept versions: {version - 1}$"):
+        stage.rollback(fake_shop.params_for(services), shop, to=version)
+
+
+def test_a_first_index_whose_smoke_queries_fail_is_not_live(shop, services, monkeypatch):
+    run_build(shop, services)
+    with monkeypatch.context() as patch, pytest.raises(ServiceError, match="nothing is live now"):
+        patch.setattr(Store, "search", _is_gone)
+        run_swap(shop, services)
+    assert state(services) is None
+    assert run_swap(shop, services)["status"] == "swapped"
+
+
+def test_going_back_that_fails_too_is_said(shop, services, monkeypatch):
+    run_build(shop, services)
+    point = Store.point
+    monkeypatch.setattr(Store, "search", _finds_nothing)
+    monkeypatch.setattr(Store, "point", lambda store, to: point(store, to) if to else _is_gone())
+    with pytest.raises(
+        IndexFailed, match=r"does not find item .*; going back to nothing failed too \(Milvus is gone\)"
+    ):
+        run_swap(shop, services)
 
 
 @pytest.mark.parametrize("damage", ["dropped", "emptied", "unverified", "rebuilt"])
@@ -223,6 +258,16 @@ def test_an_index_of_another_model_is_refused(shop, services):
     fake_shop.train_challenger(shop, services, seed=2)
     with pytest.raises(IndexFailed, match="run the build_index stage again"):
         run_swap(shop, services)
+
+
+def test_a_decision_about_another_model_is_not_written_on_this_one(shop, services):
+    run_build(shop, services)
+    decision = read_json(shop / "reports/decision.json")
+    version = fake_shop.train_challenger(shop, services, seed=2, outcome="HOLD")
+    write_json(shop / "reports/decision.json", decision)
+    with pytest.raises(IndexFailed, match=f"names version {version}, which it has not judged; run the gate"):
+        run_swap(shop, services)
+    assert "decision" not in tracking.get_version(services, version).tags
 
 
 def test_reconcile_makes_mlflow_follow_the_alias(shop, services):
@@ -260,7 +305,7 @@ def test_rollback_goes_back_and_forth(shop, services):
     forth = stage.rollback(params, shop, to=new)
     assert (forth.collection, forth.champion) == (second, new)
     assert forth.stamp.previous == first, "going forth again forgets nothing"
-    with pytest.raises(IndexFailed, match=rf"version 4711 is kept; kept versions: {old}, {new}"):
+    with pytest.raises(IndexFailed, match=rf"version 4711 that was live is kept; kept versions: {old}, {new}"):
         stage.rollback(params, shop, to=4711)
 
 
@@ -318,6 +363,27 @@ def test_a_swap_that_lost_its_lease_moves_nothing(shop, services, monkeypatch):
     with pytest.raises(IndexFailed, match="took longer than its lease"):
         run_swap(shop, services)
     assert state(services) is None
+
+
+def test_a_swap_that_lost_its_lease_leaves_the_other_swap_alone(shop, services, monkeypatch):
+    name = run_build(shop, services)
+    theirs = "2031-01-01T00:00:00+00:00"
+
+    original = Store.write_stamp
+
+    def lost(_lease):
+        raise IndexFailed("the lease is lost")
+
+    def overtaken(store, collection, stamp):
+        original(store, collection, stamp.with_(since=theirs))
+        store.point(collection)
+
+    monkeypatch.setattr(Store, "write_stamp", overtaken)
+    monkeypatch.setattr("mrse.index.lease.Lease.check", lost)
+    with pytest.raises(IndexFailed, match=f"is lost; {name} is live now"):
+        run_swap(shop, services)
+    found = state(services)
+    assert (found.collection, found.stamp.since) == (name, theirs)
 
 
 def test_an_unreachable_milvus_is_one_error_within_seconds(shop, services):

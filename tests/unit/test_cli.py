@@ -177,7 +177,7 @@ def test_reconcile_and_rollback(mrse, go_live, shop, services):  # noqa: F811
     assert tracking.champion(services).version == first["version"]
     assert f"model version {second_version}" in mrse("rollback", "--to", second_version)[1]
     code, _, err = mrse("rollback", "--to", 4711)
-    assert code == 1 and err.startswith("mrse: no verified collection of model version 4711")
+    assert code == 1 and err.startswith("mrse: no collection of model version 4711 that was live is kept")
 
     tracking.set_champion(services, first["version"])
     assert mrse("reconcile")[1] == f"Live is {second['collection']}; champion is version {second_version}.\n"
