@@ -10,12 +10,13 @@ from a store that does not exist yet makes nothing and answers "nothing".
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import socket
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -159,7 +160,11 @@ def log_artifacts(services: ServicesConfig, run_id: str, folder: Path, name: str
 
 
 def download_artifacts(services: ServicesConfig, run_id: str, name: str, to: Path) -> Path:
-    """Fetch an artifact folder of a run into `to`, replacing it whole, so that `to` is never half there."""
+    """Fetch an artifact folder of a run into `to`, replacing it whole, so that `to` is never half there.
+
+    Where another process puts the same folder there meanwhile, that one stays.
+    """
+    replaces = to.exists()
     to.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=to.parent, prefix=f".{to.name}.") as scratch:
         with _service(services, create=False) as client:
@@ -168,9 +173,10 @@ def download_artifacts(services: ServicesConfig, run_id: str, name: str, to: Pat
             if not _exists(client, run_id, name):
                 raise ServiceError(f"MLflow at {_shown(services)}: run {run_id} has no artifact folder '{name}'")
             fetched = Path(client.download_artifacts(run_id, name, scratch))
-        if to.exists():
-            to.rename(Path(scratch) / "old")
-        fetched.rename(to)
+        if replaces:
+            with suppress(FileNotFoundError):  # another process is replacing it too
+                to.rename(Path(scratch) / "old")
+        _place(fetched, to)
     return to
 
 
@@ -325,6 +331,15 @@ def _flat(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield from _flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def _place(folder: Path, to: Path) -> None:
+    """Rename a folder, unless `to` is filled by now."""
+    try:
+        folder.rename(to)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
 
 
 def _exists(client: MlflowClient, run_id: str, name: str) -> bool:

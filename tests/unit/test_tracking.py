@@ -126,6 +126,29 @@ def test_unknown_versions_and_artifacts_are_named(services, package, tmp_path):
         tracking.set_champion(services, 4711)
 
 
+def test_two_that_fetch_the_same_folder_at_once_end_with_one(services, package, tmp_path, monkeypatch):
+    run_id, to = log(services, package)["run_id"], tmp_path / "cache" / "entry"
+    exists = tracking._exists
+
+    def overtaken(*arguments):
+        monkeypatch.setattr(tracking, "_exists", exists)
+        tracking.download_artifacts(services, run_id, "package", to)
+        (to / "theirs").touch()
+        return exists(*arguments)
+
+    monkeypatch.setattr(tracking, "_exists", overtaken)
+    assert tracking.download_artifacts(services, run_id, "package", to) == to
+    assert {path.name for path in to.iterdir()} == {"theirs", "config.json", "image_encoder"}
+    assert list(to.parent.iterdir()) == [to]
+
+
+def test_a_folder_that_cannot_be_put_in_place_is_no_silence(services, package, tmp_path):
+    run_id = log(services, package)["run_id"]
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(NotADirectoryError):
+        tracking.download_artifacts(services, run_id, "package", tmp_path / "dangling")
+
+
 def test_a_server_that_is_down_is_an_error_within_seconds():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
