@@ -47,6 +47,8 @@ def read_queries(path: Path) -> Iterator[Query]:
 def write_run(reader: Reader, queries: Path, k: int, out: Path) -> int:
     """Answer every query of a file with its k nearest items; the number of queries.
 
+    One model answers the whole file, the one that the reader has when this begins: scores of two do not compare.
+
     Raises:
         DataError: a line is malformed, or an item id has white space, which the format cannot hold.
     """
@@ -56,7 +58,7 @@ def write_run(reader: Reader, queries: Path, k: int, out: Path) -> int:
     try:
         with partial.open("w", encoding="utf-8") as run:
             for batch in _batches(track(read_queries(queries), "searching", unit="query")):
-                answers = reader.rank([q.text for q in batch], [q.user for q in batch], k)
+                answers = reader.rank([q.text for q in batch], [q.user for q in batch], k, pinned=True)
                 for query, hits in zip(batch, answers, strict=True):
                     run.writelines(_lines(query, hits, tag))
                 count += len(batch)

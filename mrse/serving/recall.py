@@ -115,9 +115,14 @@ class Reader:
         users: Sequence[str | None] | None = None,
         k: int = 10,
         fields: Sequence[str] = (),
+        pinned: bool = False,
     ) -> list[list[Found]]:
-        """As `search`, with ids, scores and the stored `fields` alone: fewer fields, more queries per second."""
-        self.follow()
+        """As `search`, with ids, scores and the stored `fields` alone: fewer fields, more queries per second.
+
+        `pinned`: stay with the present pair, whatever is live by now; its collection outlives the next swap, not many.
+        """
+        if not pinned:
+            self.follow()
         pair, answers = self.pair, []
         for start in range(0, len(queries), _SEARCH_BATCH):
             part = slice(start, start + _SEARCH_BATCH)

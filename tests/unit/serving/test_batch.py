@@ -3,7 +3,13 @@
 import pytest
 
 from mrse.errors import DataError
-from mrse.serving.batch import Query, read_queries
+from mrse.index import swap as swapping
+from mrse.index.build import build
+from mrse.index.client import opened
+from mrse.serving import batch
+from mrse.serving.batch import Query, read_queries, write_run
+from mrse.serving.recall import Reader
+from tests import fake_shop
 
 
 def test_ids_texts_and_users_are_read_in_order(tmp_path):
@@ -40,3 +46,32 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
         list(read_queries(tmp_path / "q.tsv"))
     with pytest.raises(DataError, match="cannot be read: Is a directory"):
         list(read_queries(tmp_path))
+
+
+def test_one_model_answers_the_whole_file(shop, services, tmp_path, monkeypatch):
+    params = fake_shop.params_for(services)
+    first = build(params, shop)["collection"]
+    swapping.swap(params, shop)
+    fake_shop.train_challenger(shop, services, seed=2)
+    second = build(params, shop)["collection"]
+    swapping.swap(params, shop)
+    (tmp_path / "q.tsv").write_text("q1\tred dress\nq2\tblue shirt\n")
+    monkeypatch.setattr(batch, "_BATCH", 1)
+    asked = []
+    with opened(services) as store:
+        store.point(first)
+        reader = Reader(store, services)
+        search = store.search
+
+        def swapped_meanwhile(collection, *arguments):
+            asked.append(collection)
+            store.point(second)
+            return search(collection, *arguments)
+
+        monkeypatch.setattr(store, "search", swapped_meanwhile)
+        assert write_run(reader, tmp_path / "q.tsv", 2, tmp_path / "run.trec") == 2
+        tag = f"mrse-v{reader.pair.stamp.model_version}"
+        assert reader.follow(), "the next one follows"
+    assert asked == [first, first]
+    lines = (tmp_path / "run.trec").read_text().splitlines()
+    assert len(lines) == 4 and all(line.endswith(tag) for line in lines)
