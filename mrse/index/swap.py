@@ -131,7 +131,8 @@ def reconcile(store: Store, services: ServicesConfig) -> Live | None:
         return live
     version = live.stamp.model_version
     if live.champion != version:
-        say(f"champion was version {live.champion}, live is version {version}: champion moves")
+        before = "there was no champion" if live.champion is None else f"champion was version {live.champion}"
+        say(f"{before}, live is version {version}: champion moves")
         tracking.set_champion(services, version)
     tracking.tag_version(services, version, {"collection": live.collection, "live_since": live.stamp.since or ""})
     return look(store, services)
