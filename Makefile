@@ -47,7 +47,7 @@ format: $(VENV)/.dev ## Format and fix what ruff can fix
 	ruff check --fix .
 
 bench: $(VENV)/.dev ## Ratios against peers and limits (minutes)
-	for script in benchmarks/*.py; do python $$script || exit 1; done
+	for script in profiles validation features training; do python benchmarks/$$script.py || exit 1; done
 
 clean: ## Remove what runs made: data, models, reports, caches and the local Milvus and MLflow
 	rm -rf data models reports .mrse dvc.lock dvc_plots .dvc/cache .dvc/tmp
