@@ -175,7 +175,8 @@ def cleanup(store: Store, keep_last: int, keep: Iterable[str] = ()) -> list[str]
     stamps = {name: stamp for name, stamp in store.collections().items() if stamp is not None}
     kept = {*keep, live, stamps[live].previous if live in stamps else None}
     verified = [name for name, stamp in stamps.items() if stamp.state == "verified"]
-    verified.sort(key=lambda name: _last_used(stamps[name]), reverse=True)
+    # Stamps tell seconds; of two swaps within one, the later model is the newer.
+    verified.sort(key=lambda name: (_last_used(stamps[name]), stamps[name].model_version), reverse=True)
     kept.update(verified[:keep_last])
     dropped = [
         name
