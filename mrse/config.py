@@ -7,10 +7,12 @@ those after it. Nothing here reads data or imports a heavy library: loading cost
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Mapping
 from datetime import UTC, date, datetime, timedelta
 from math import isqrt
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -385,6 +387,93 @@ class ServicesConfig(Section):
         return ServicesConfig(**{name: place(value) for name, value in self})
 
 
+# Group -> variant -> what it changes against the full model (docs/experiments.md).
+ABLATIONS: dict[str, dict[str, dict[str, Any]]] = {
+    "experts": {
+        "no_vbert": {"model.experts.vbert": False},
+        "no_ftatt": {"model.experts.ftatt": False},
+        "no_light_bert": {"model.experts.light_bert": False},
+        "one_transformer": {
+            "model.experts.ftatt": False,
+            "model.experts.light_bert": False,
+            "model.vbert_layers": 2,
+            "model.hidden": "match",
+        },
+        "one_text_transformer": {
+            "model.experts.vbert": False,
+            "model.experts.ftatt": False,
+            "model.hidden": "match",
+        },
+    },
+    "inputs": {
+        "no_user_history": {"model.user_history": False},
+        "no_item_history": {"model.item_history": False},
+        "no_preferences": {"model.preferences": False},
+        "no_images": {"model.images": False},
+        "text_only": {
+            "model.images": False,
+            "model.user_history": False,
+            "model.item_history": False,
+            "model.preferences": False,
+        },
+    },
+    "loss": {
+        "mnsce_only": {"loss.beta": 0.0},
+        "hnst_only": {"loss.alpha": 0.0, "loss.beta": 1.0},
+        "no_logq": {"loss.logq": False},
+        "beta_0.25": {"loss.beta": 0.25},
+        "beta_1": {"loss.beta": 1.0},
+        "beta_2": {"loss.beta": 2.0},
+        "margin_0.05": {"loss.margin": 0.05},
+        "margin_0.2": {"loss.margin": 0.2},
+    },
+    "negatives": {
+        "hard_1": {"loss.hard_negatives": 1},
+        "hard_4": {"loss.hard_negatives": 4},
+        "catalogue_0": {"loss.catalogue_negatives": 0},
+        "catalogue_128": {"loss.catalogue_negatives": 128},
+        "catalogue_2048": {"loss.catalogue_negatives": 2048},
+    },
+    "data": {
+        "history_5": {"data.history_length": 5},
+        "history_10": {"data.history_length": 10},
+        "examples_25": {"data.examples_share": 0.25},
+        "examples_50": {"data.examples_share": 0.5},
+    },
+    "size": {"dim_64": {"model.dim": 64}, "dim_128": {"model.dim": 128}},
+}
+FULL = "full"
+_VARIANT_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
+
+
+class AblateConfig(Section):
+    """What `mrse ablate` trains beside the full model, which is the section `train` as it stands.
+
+    A variant's keys are those of `train`, dotted, as in `dvc exp run -S train.model.images=false`; two more change the
+    data (`DataChange`): `data.examples_share` and `data.history_length`. `model.hidden: match` takes the size that
+    gives the variant as many parameters as the full model.
+    """
+
+    variants: dict[str, dict[str, dict[str, Any]]] = ABLATIONS
+
+    @model_validator(mode="after")
+    def _names_are_distinct(self) -> Self:
+        names = [*self.variants, *(name for group in self.variants.values() for name in group)]
+        for name in names:
+            if name == FULL or names.count(name) > 1:
+                raise ValueError(f"variants: {name!r} is taken; groups and variants need names of their own")
+            if not _VARIANT_NAME.fullmatch(name):
+                raise ValueError(f"variants: {name!r} is no name: use a to z, 0 to 9, '.', '_' and '-'")
+        return self
+
+
+class DataChange(Section):
+    """What a variant of `mrse ablate` changes in the data that it is trained on."""
+
+    examples_share: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0  # of the training examples, drawn once
+    history_length: Positive | None = None  # newest items of a shopper's history that are seen, also when scored
+
+
 class MarketplaceConfig(Section):
     """The simulated shop (`source: marketplace`). Everything follows from `seed` and the day."""
 
@@ -425,6 +514,7 @@ class Params(Section):
     gate: GateConfig = GateConfig()
     build_index: IndexConfig = IndexConfig()
     swap_index: SwapConfig = SwapConfig()
+    ablate: AblateConfig = AblateConfig()
     services: Annotated[ServicesConfig, Field(validate_default=True)] = ServicesConfig()
 
     @field_validator("services")
@@ -470,6 +560,35 @@ def parse(raw: Any, where: str = "params") -> Params:
         raise ConfigError(f"{where}: expected a mapping of sections, got {type(raw).__name__}")
     try:
         return Params.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(where, dict(e)) for e in error.errors())) from None
+
+
+S = TypeVar("S", bound=Section)
+
+
+def changed(section: S, changes: Mapping[str, Any], where: str) -> S:
+    """A section with some values changed, validated like one that was read.
+
+    Args:
+        section: what the changes start from.
+        changes: dotted keys within the section, such as `{"model.images": False}`.
+        where: what an error names.
+
+    Raises:
+        ConfigError: an unknown key, a wrong type or an impossible value; the message names every offending key.
+    """
+    raw: dict[str, Any] = section.model_dump()
+    for dotted, value in changes.items():
+        *path, key = dotted.split(".")
+        target: Any = raw
+        for part in path:
+            target = target.setdefault(part, {}) if isinstance(target, dict) else None
+        if not isinstance(target, dict):
+            raise ConfigError(f"{where}: {dotted}: {'.'.join(path)} is a value, not a section")
+        target[key] = value
+    try:
+        return type(section).model_validate(raw)
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(where, dict(e)) for e in error.errors())) from None
 

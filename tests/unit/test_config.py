@@ -1,5 +1,6 @@
 """`params.yaml` is strict: every mistake is one clear error that names its key."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -121,3 +122,35 @@ def test_ready_variants_load(path: Path) -> None:
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"].values()
     for section, _, key in (name.partition(".") for stage in stages for name in stage["params"]):
         assert not key or key in sections[section], f"dvc.yaml depends on {section}.{key}"
+
+
+def test_the_ready_ablations_stand_in_params_yaml_as_they_are() -> None:
+    assert config.load(ROOT / "params.yaml").ablate.variants == config.ABLATIONS
+
+
+@pytest.mark.parametrize(
+    ("variants", "says"),
+    [
+        ({"a": {"full": {}}}, "'full' is taken"),
+        ({"a": {"x": {}}, "b": {"x": {}}}, "'x' is taken"),
+        ({"a": {"a": {}}}, "'a' is taken"),
+        ({"a": {"../x": {}}}, "'../x' is no name"),
+    ],
+)
+def test_names_of_ablations(variants: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        config.parse(with_value("ablate.variants", variants))
+
+
+def test_a_changed_section_is_validated_like_a_read_one() -> None:
+    train = config.TrainConfig()
+    other = config.changed(train, {"model.images": False, "seed": 3}, "here")
+    assert (other.model.images, other.seed, other.loss) == (False, 3, train.loss)
+    for changes, says in (
+        ({"model.imagez": False}, "here: model.imagez: unknown key"),
+        ({"modell.images": False}, "here: modell: unknown key"),
+        ({"seed.images": False}, "here: seed.images: seed is a value"),
+        ({"model.dim": "wide"}, "here: model.dim: Input should be a valid integer"),
+    ):
+        with pytest.raises(ConfigError, match=re.escape(says)):
+            config.changed(train, changes, "here")
