@@ -1,4 +1,4 @@
-"""Scores during training: recall on the validation requests by exact search, and signs of collapse.
+"""Scores during training: recall on the validation requests by exact search (ties by item id), and signs of collapse.
 
 Shapes: M requests, N items, D size of the vectors, E experts.
 """
@@ -14,9 +14,10 @@ from torch import Tensor
 
 from mrse.errors import TrainingFailed
 from mrse.model.encode import fuse_catalogue, inference
+from mrse.training.search import nearest
 from mrse.training.steps import Banks, Steps, shopper_memory
 
-_BATCH = 256
+_BATCH = 64
 _RANK_SAMPLE = 2048
 _RANK, _QUERY_SHARE, _ITEM_SHARE = "effective_rank", "query_share_", "item_share_"
 
@@ -53,12 +54,13 @@ def evaluate(steps: Steps, banks: Banks, k: int) -> Scores:
     item_ND, share_NE = fuse_catalogue(model, banks.items_NEH, shop.item_queries(epoch), banks.queries_QEH, 2048)
     rank = effective_rank(item_ND[torch.linspace(0, len(item_ND) - 1, min(len(item_ND), _RANK_SAMPLE)).long()])
     hits, shares = [], []
+    exact_ND = item_ND.double()
     with inference(model):
         for start in range(0, len(requests), _BATCH):
             rows_B = np.arange(start, min(start + _BATCH, len(requests)))
             own_BEH = banks.queries_QEH[torch.from_numpy(requests.query_M[rows_B])].float()
             fused = model.fuse_queries(own_BEH, shopper_memory(requests.shoppers, rows_B, banks))
-            top_BK = (fused.vector_BD @ item_ND.T).topk(min(k, len(item_ND)), dim=1).indices.numpy()
+            top_BK = nearest(fused.vector_BD, exact_ND, k).numpy()
             hits += recalls(top_BK, [requests.relevant[row] for row in rows_B])
             shares.append(fused.preference_BE)
     names = model.experts.names
