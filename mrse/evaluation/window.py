@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mrse.evaluation.metrics import Labels
-from mrse.model.retriever import History
+from mrse.model.arrays import History
 from mrse.profiles import tables
 
 Source = Literal["events", "judgments"]

@@ -8,15 +8,13 @@ Shapes: B rows, M remembered things, E experts, H hidden size.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-ACTIONS = ("click", "add_to_cart", "order")
-_AGE_BUCKETS = 14
+from mrse.model.arrays import ACTIONS, AGE_BUCKETS
 
 
 @dataclass(frozen=True)
@@ -36,20 +34,6 @@ class Memory:
     action_BM: Tensor | None = None
     age_BM: Tensor | None = None
     weight_BM: Tensor | None = None
-
-
-def action_code(action: str) -> int:
-    """The action's embedding row; 0 for an unknown one."""
-    return ACTIONS.index(action) + 1 if action in ACTIONS else 0
-
-
-def age_bucket(hours: float) -> int:
-    """The age's embedding row: one per doubling of hours, 0 below one hour.
-
-    >>> [age_bucket(h) for h in (0.0, 1.0, 24.0, 10_000.0)]
-    [0, 1, 4, 13]
-    """
-    return min(_AGE_BUCKETS - 1, int(math.log2(1.0 + max(0.0, hours))))
 
 
 class TargetAttention(nn.Module):
@@ -80,7 +64,7 @@ class ShopperHistory(nn.Module):
         super().__init__()
         self.attention = TargetAttention(experts, hidden)
         self.action = nn.Embedding(len(ACTIONS) + 1, experts)
-        self.age = nn.Embedding(_AGE_BUCKETS, experts)
+        self.age = nn.Embedding(AGE_BUCKETS, experts)
         nn.init.zeros_(self.action.weight)
         nn.init.zeros_(self.age.weight)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from pydantic import ValidationError
@@ -36,22 +35,14 @@ from mrse.features.images import image_features
 from mrse.features.subword import SubwordHasher
 from mrse.features.text import Tokenizer, normalise
 from mrse.jsonfile import read_json, write_json
+from mrse.model.arrays import History, HistoryBank, ShopperArrays, item_text
 from mrse.model.encode import ItemQueries, Pictures, fuse_catalogue, inference, item_bank, query_bank
-from mrse.model.history import Memory, action_code, age_bucket
-from mrse.model.inputs import TextTable, item_text
+from mrse.model.history import Memory
+from mrse.model.inputs import TextTable
 from mrse.model.towers import Fused, Mrse
 from mrse.profiles import tables
 
 _FORMAT = 1
-
-
-@dataclass(frozen=True)
-class History:
-    """What a shopper engaged with, newest first; three lists of one length."""
-
-    item_ids: list[str] = field(default_factory=list)
-    actions: list[str] = field(default_factory=list)
-    ages_hours: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -87,44 +78,6 @@ class EncodedCatalogue:
     vectors: NDArray[np.float32]
     bank: NDArray[np.float16]
     preferences: NDArray[np.float32]
-
-
-class HistoryBank:
-    """Item representations for shopper histories, by item id."""
-
-    def __init__(self, item_ids: Sequence[str], array: NDArray[np.float16]) -> None:
-        """Args: item_ids: N distinct ids; array: float16 `(N, E, H)` (`EncodedCatalogue.bank`)."""
-        if len(item_ids) != len(array):
-            raise ValueError(f"{len(item_ids)} ids for {len(array)} rows")
-        self.item_ids = list(item_ids)
-        self.array = array
-        self._row = {item: row for row, item in enumerate(self.item_ids)}
-
-    def row(self, item_id: str) -> int | None:
-        """The item's row; None for an unknown item."""
-        return self._row.get(item_id)
-
-    def save(self, folder: Path) -> None:
-        """Write `history_bank.safetensors` and `history_ids.parquet`."""
-        folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / "history_bank.safetensors", {"bank": torch.from_numpy(np.ascontiguousarray(self.array))})
-        partial = folder / "history_ids.parquet.partial"
-        pq.write_table(pa.table({"item_id": pa.array(self.item_ids, pa.string())}), partial, compression="zstd")
-        partial.replace(folder / "history_ids.parquet")
-
-    @classmethod
-    def load(cls, folder: Path) -> HistoryBank:
-        """Read what `save` wrote.
-
-        Raises:
-            DataError: a file is missing or broken.
-        """
-        bank = _read(folder / "history_bank.safetensors")["bank"].numpy()
-        try:
-            ids = pq.read_table(folder / "history_ids.parquet").column("item_id").to_pylist()
-        except (OSError, KeyError, pa.ArrowInvalid) as error:
-            raise DataError(f"{folder / 'history_ids.parquet'}: cannot be read: {error}") from None
-        return cls(ids, bank)
 
 
 class Retriever:
@@ -289,20 +242,12 @@ class Retriever:
 
     def shopper_memory(self, histories: Sequence[History | None], bank: HistoryBank | None) -> Memory:
         """The shopper half: the bank's rows, actions and ages of each history, padded to the longest."""
-        known = [_known(history, bank) for history in histories]
-        M = max([1, *(len(entries) for entries in known)])
-        row_BM = np.full((len(known), M), -1, dtype=np.int64)
-        action_BM, age_BM = np.zeros_like(row_BM), np.zeros_like(row_BM)
-        for place, entries in enumerate(known):
-            for column, (row, action, age) in enumerate(entries):
-                row_BM[place, column], action_BM[place, column], age_BM[place, column] = row, action, age
-        E, H = len(self.experts), self.model.config.hidden
-        memory = np.zeros((1, E, H), dtype=np.float16) if bank is None or not len(bank.array) else bank.array
+        arrays = ShopperArrays.build(histories, bank, len(self.experts), self.model.config.hidden)
         return Memory(
-            memory_BMEH=torch.from_numpy(memory[np.maximum(row_BM, 0)].astype(np.float32)),
-            known_BM=torch.from_numpy(row_BM >= 0),
-            action_BM=torch.from_numpy(action_BM),
-            age_BM=torch.from_numpy(age_BM),
+            memory_BMEH=torch.from_numpy(arrays.memory_BMEH).float(),
+            known_BM=torch.from_numpy(arrays.known_BM),
+            action_BM=torch.from_numpy(arrays.action_BM),
+            age_BM=torch.from_numpy(arrays.age_BM),
         )
 
     def fuse(self, query_BEH: Tensor, memory: Memory | None) -> Fused:
@@ -408,17 +353,6 @@ def _item_queries(catalogue: Catalogue) -> tuple[list[str], ItemQueries]:
             query_NK[row, place] = distinct.setdefault(normalise(query), len(distinct))
             weight_NK[row, place] = weight
     return list(distinct), ItemQueries(query_NK, weight_NK)
-
-
-def _known(history: History | None, bank: HistoryBank | None) -> list[tuple[int, int, int]]:
-    if history is None or bank is None:
-        return []
-    found = []
-    for item, action, age in zip(history.item_ids, history.actions, history.ages_hours, strict=True):
-        row = bank.row(item)
-        if row is not None:
-            found.append((row, action_code(action), age_bucket(age)))
-    return found
 
 
 def _build(settings: dict[str, Any], encoder: nn.Module | None) -> Mrse:

@@ -32,7 +32,8 @@ from mrse.config import ServicesConfig
 from mrse.errors import IndexFailed, ServiceError
 from mrse.index.client import ALIAS, FIELDS, Found, Stamp, Store, exists, opened
 from mrse.index.layout import serving_artifact
-from mrse.model.retriever import History, HistoryBank, Retriever, package_fingerprint
+from mrse.model.arrays import History, HistoryBank
+from mrse.model.retriever import Retriever, package_fingerprint
 
 # Equal scores at the cut are common (one product listed twice): fetching a few more makes the cut go by item id.
 _TIE_MARGIN = 10

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from mrse.data.contract import read_items
 from mrse.errors import DataError
 from mrse.features.text import normalise
+from mrse.model.arrays import action_code, age_bucket
 from mrse.model.encode import ItemQueries, Pictures
-from mrse.model.history import action_code, age_bucket
 from mrse.model.inputs import TextTable
 from mrse.model.retriever import Retriever
 from mrse.profiles import tables

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from mrse.model.retriever import History, HistoryBank, Retriever
+from mrse.model.arrays import History, HistoryBank
+from mrse.model.retriever import Retriever
 from mrse.training.train import train
 from tests import tiny_shop
 

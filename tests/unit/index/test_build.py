@@ -9,7 +9,7 @@ from mrse.errors import DataError, IndexFailed, ServiceError
 from mrse.index import build as stage
 from mrse.index.client import ALIAS, Store, opened
 from mrse.jsonfile import read_json, write_json
-from mrse.model.retriever import HistoryBank
+from mrse.model.arrays import HistoryBank
 from tests import fake_shop
 
 

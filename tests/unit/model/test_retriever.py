@@ -10,7 +10,8 @@ from mrse.data import contract
 from mrse.errors import ConfigError, DataError
 from mrse.features.text import Tokenizer
 from mrse.jsonfile import read_json, write_json
-from mrse.model.retriever import History, HistoryBank, Retriever, load_catalogue
+from mrse.model.arrays import History, HistoryBank
+from mrse.model.retriever import Retriever, load_catalogue
 from tests import tiny_shop
 
 QUERIES = ["red shirt", "blue boots for men and women", "", "RED  Shirt"]

@@ -3,7 +3,8 @@ import torch
 from torch.nn import functional as F
 
 from mrse.config import ModelConfig
-from mrse.model.history import ItemHistory, Memory, ShopperHistory, TargetAttention, action_code, age_bucket
+from mrse.model.arrays import action_code, age_bucket
+from mrse.model.history import ItemHistory, Memory, ShopperHistory, TargetAttention
 from mrse.model.towers import Mrse
 
 E, H = 3, 8

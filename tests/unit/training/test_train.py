@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from mrse.errors import DataError, TrainingFailed
-from mrse.model.retriever import History, HistoryBank, Retriever
+from mrse.model.arrays import History, HistoryBank
+from mrse.model.retriever import Retriever
 from mrse.profiles import tables
 from mrse.training import checkpoint
 from mrse.training import steps as steps_module
