@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -20,42 +20,25 @@ import numpy as np
 import pyarrow as pa
 
 from mrse.config import GateConfig, Params
-from mrse.data.contract import SnapshotMeta, read_items, read_meta, write_parquet
+from mrse.data.contract import write_parquet
 from mrse.evaluation import gate
 from mrse.evaluation.bootstrap import Lift, Pair, mean_intervals, paired_lifts
 from mrse.evaluation.champion import Champion, find_champion, scratch
 from mrse.evaluation.gate import Kind, Reason, Verdict
-from mrse.evaluation.lexical import BM25, item_text
-from mrse.evaluation.report import Evidence, ItemTable, write_report
+from mrse.evaluation.inputs import Inputs, read_inputs
+from mrse.evaluation.lexical import BM25
+from mrse.evaluation.report import Evidence, write_report
 from mrse.evaluation.scoring import JUDGED, Embedded, Result, score_bm25, score_fusion
-from mrse.evaluation.slices import DEFINITIONS, CatalogueFacts, Requests, Slices, make_slices
-from mrse.evaluation.window import Asked, Source, Window, read_window
+from mrse.evaluation.slices import DEFINITIONS
+from mrse.evaluation.window import Source
 from mrse.jsonfile import read_handed, write_json
 from mrse.model.retriever import Retriever
-from mrse.profiles import tables
 from mrse.training.lineage import lineage
 
 CHALLENGER, CHAMPION, LEXICAL, FUSION = "challenger", "champion", "bm25", "challenger+bm25"
 _CALLED = {CHALLENGER: "the challenger", CHAMPION: "the champion", LEXICAL: "BM25", FUSION: "the fusion with BM25"}
 _TOP = 10
 Results = dict[str, dict[Source, Result]]
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What the stage reads, apart from the models."""
-
-    items: ItemTable
-    meta: SnapshotMeta
-    window: Window
-    source: Source
-    slices: Slices
-    challenger: dict[str, Any]
-
-    @property
-    def asked(self) -> Asked:
-        """The requests that decide."""
-        return self.window.asked[self.source]
 
 
 def run_gate(params: Params, workspace: Path) -> dict[str, Any]:
@@ -75,12 +58,13 @@ def run_gate(params: Params, workspace: Path) -> dict[str, Any]:
     config = params.gate
     services = params.services.under(workspace)
     cache = Path(services.cache_dir)
-    inputs = _read(config, workspace)
+    inputs = read_inputs(config, workspace)
+    challenger = read_handed(workspace / "models/challenger.json", "train")
     with scratch(cache) as folder:
         champion = find_champion(services, Path(folder))
         results = _score(config, inputs, champion, workspace, cache)
-    verdict, kind = _decide(config, inputs, champion, results)
-    decision = _decision(config, inputs, champion, results, verdict, kind, workspace)
+    verdict, kind = _decide(config, inputs, _concerns(champion, challenger), results)
+    decision = _decision(config, inputs, challenger, champion, results, verdict, kind, workspace)
     _write(config, inputs, results, decision, kind, workspace)
     return decision
 
@@ -103,49 +87,9 @@ def sentence(decision: Mapping[str, Any]) -> str:
     )
 
 
-def _read(config: GateConfig, workspace: Path) -> Inputs:
-    clean, profiles = workspace / "data/clean", workspace / "data/profiles"
-    items = _item_table(clean)
-    window = read_window(profiles, items.ids, config.relevant_grade, config.max_requests)
-    source: Source = "events" if len(window.asked["events"]) else "judgments"
-    if config.requests != "auto":
-        source = config.requests
-    asked = window.asked[source]
-    requests = Requests(asked.queries, asked.users, asked.lengths, asked.relevant)
-    facts = CatalogueFacts(items.texts, items.has_image, _clicks(profiles, items.ids, window))
-    slices = make_slices(requests, facts, _query_counts(profiles), config.vague_share)
-    challenger = read_handed(workspace / "models/challenger.json", "train")
-    return Inputs(items, read_meta(clean), window, source, slices, challenger)
-
-
-def _item_table(clean: Path) -> ItemTable:
-    table = read_items(clean).sort_by("item_id")
-    empty = [None] * table.num_rows
-    columns: dict[str, list[Any]] = {
-        name: table.column(name).to_pylist() if name in table.column_names else empty
-        for name in ("item_id", "title", "category", "image")
-    }
-    texts = [item_text(t, c) for t, c in zip(columns["title"], columns["category"], strict=True)]
-    return ItemTable(columns["item_id"], columns["title"], columns["image"], texts)
-
-
-def _query_counts(profiles: Path) -> dict[str, int]:
-    table = tables.read(profiles / "queries.parquet", ["query", "requests"])
-    return dict(zip(table.column("query").to_pylist(), table.column("requests").to_pylist(), strict=True))
-
-
-def _clicks(profiles: Path, item_ids: list[str], window: Window) -> np.ndarray | None:
-    """Clicks of each item before the test days; `None` without events. Rows are sorted by `asof`: the last counts."""
-    if window.asof is None:
-        return None
-    table = tables.read(profiles / "items.parquet", ["item_id", "asof", "clicks"])
-    known = {row["item_id"]: row["clicks"] for row in table.to_pylist() if row["asof"] <= window.asof}
-    return np.array([known.get(item, 0) for item in item_ids], dtype=np.int64)
-
-
 def _score(config: GateConfig, inputs: Inputs, champion: Champion, workspace: Path, cache: Path) -> Results:
-    """Every system on every source that has requests, and on the deciding one even when it has none."""
-    asked = {s: a for s, a in inputs.window.asked.items() if len(a) or s == inputs.source}
+    """Every system on every source."""
+    asked = inputs.sources
     bm25 = BM25(inputs.items.ids, inputs.items.texts)
     results: Results = {LEXICAL: {s: score_bm25(_CALLED[LEXICAL], a, bm25, config.k) for s, a in asked.items()}}
     models = {CHALLENGER: Retriever.load(workspace / "models/challenger"), CHAMPION: champion.retriever}
@@ -159,23 +103,19 @@ def _score(config: GateConfig, inputs: Inputs, champion: Champion, workspace: Pa
     return results
 
 
-def _decide(config: GateConfig, inputs: Inputs, champion: Champion, results: Results) -> tuple[Verdict, Kind]:
+def _concerns(champion: Champion, challenger: Mapping[str, Any]) -> list[Reason]:
+    """What speaks against a comparison of the two before any figure."""
+    concerns = [] if champion.concern is None else [champion.concern]
+    if champion.version is not None and champion.version["fingerprint"] == challenger["fingerprint"]:
+        message = "The challenger is the champion: both packages have the same fingerprint."
+        concerns.append(Reason("same_model", "HOLD", message))
+    return concerns
+
+
+def _decide(config: GateConfig, inputs: Inputs, concerns: list[Reason], results: Results) -> tuple[Verdict, Kind]:
     kind: Kind = "champion" if CHAMPION in results else "bm25"
-    concerns = [reason for reason in (champion.concern, _same_model(inputs, champion)) if reason is not None]
     challenger, reference = (results[name][inputs.source].scored for name in (CHALLENGER, kind))
-    window = _gate_window(inputs)
-    return gate.decide(config, window, challenger, reference, kind, _primary(config), concerns), kind
-
-
-def _same_model(inputs: Inputs, champion: Champion) -> Reason | None:
-    if champion.version is None or champion.version["fingerprint"] != inputs.challenger["fingerprint"]:
-        return None
-    return Reason("same_model", "HOLD", "The challenger is the champion: both packages have the same fingerprint.")
-
-
-def _gate_window(inputs: Inputs) -> gate.Window:
-    asked = inputs.asked
-    return gate.Window(asked.hash, asked.request_ids, asked.clusters, inputs.slices)
+    return gate.decide(config, inputs.gate_window, challenger, reference, kind, _primary(config), concerns), kind
 
 
 def _primary(config: GateConfig) -> str:
@@ -185,6 +125,7 @@ def _primary(config: GateConfig) -> str:
 def _decision(
     config: GateConfig,
     inputs: Inputs,
+    challenger: dict[str, Any],
     champion: Champion,
     results: Results,
     verdict: Verdict,
@@ -202,7 +143,7 @@ def _decision(
         "definitions": DEFINITIONS,
         "guardrails": dict(sorted(config.guardrails.items())),
         "window": _window_facts(inputs),
-        "challenger": inputs.challenger,
+        "challenger": challenger,
         "champion": champion.version,
         "baseline": _against(config, inputs, results, CHALLENGER, LEXICAL),
         "fusion": _against(config, inputs, results, FUSION, kind),
@@ -242,7 +183,7 @@ def _window_facts(inputs: Inputs) -> dict[str, Any]:
 def _against(config: GateConfig, inputs: Inputs, results: Results, one: str, other: str) -> dict[str, Any]:
     """One system against another on the deciding requests, slice by slice; for the report, the gate does not look."""
     values = [results[name][inputs.source].scored.values[_primary(config)] for name in (one, other)]
-    lifts = gate.slice_lifts(config, _gate_window(inputs), *values)
+    lifts = gate.slice_lifts(config, inputs.gate_window, *values)
     overall = lifts.pop(gate.ALL)
     slices = {name: _figures(lift) for name, lift in sorted(lifts.items())}
     return {"name": one, "reference_name": other, "primary": _figures(overall), "slices": slices}
