@@ -83,12 +83,14 @@ class ItemQueries:
 def inference(model: Mrse) -> Iterator[None]:
     """No gradients and no dropout inside; the mode is put back after."""
     training = model.training
-    model.eval()
+    if training:
+        model.eval()
     try:
         with torch.no_grad():
             yield
     finally:
-        model.train(training)
+        if training:
+            model.train()
 
 
 def item_bank(model: Mrse, texts: TextTable, pictures: Pictures, batch_size: int) -> Tensor:

@@ -22,25 +22,39 @@ _FAR = 5.0  # standard deviations
 
 
 class Packing:
-    """Real tokens of a padded batch as one flat list: linear layers do no work on padding."""
+    """Real tokens of a padded batch as one flat list: linear layers do no work on padding.
+
+    Where there is no padding nothing is moved. In an exported graph, whose shapes must not hang on values, padding is
+    carried along (P = B * S) and only attention and the mean leave it out.
+
+    Attributes:
+        inside_BS: which tokens are real.
+        mask_B11S: what attention may look at; None: everything.
+    """
 
     def __init__(self, inside_BS: Tensor) -> None:
         self.inside_BS = inside_BS
-        self.places_P = inside_BS.flatten().nonzero().squeeze(1)
+        exporting = torch.compiler.is_exporting()
+        full = not exporting and bool(inside_BS.all())
+        self.mask_B11S = None if full else inside_BS[:, None, None, :]
+        self._places_P = None if full or exporting else inside_BS.flatten().nonzero().squeeze(1)
 
     def pack(self, x_BSH: Tensor) -> Tensor:
         """`(B, S, H)` to `(P, H)`."""
-        return x_BSH.flatten(0, 1).index_select(0, self.places_P)
+        flat = x_BSH.flatten(0, 1)
+        return flat if self._places_P is None else flat.index_select(0, self._places_P)
 
     def unpack(self, x_PH: Tensor) -> Tensor:
-        """`(P, H)` to `(B, S, H)`, zeros in the padding."""
+        """`(P, H)` to `(B, S, H)`, anything in the padding."""
         B, S = self.inside_BS.shape
-        flat = x_PH.new_zeros(B * S, x_PH.shape[1]).index_copy(0, self.places_P, x_PH)
-        return flat.view(B, S, -1)
+        if self._places_P is not None:
+            x_PH = x_PH.new_zeros(B * S, x_PH.shape[1]).index_copy(0, self._places_P, x_PH)
+        return x_PH.view(B, S, -1)
 
     def mean(self, x_PH: Tensor) -> Tensor:
         """Mean over each row's real tokens, `(B, H)`; every row has at least one."""
-        return self.unpack(x_PH).sum(dim=1) / self.inside_BS.sum(dim=1, keepdim=True)
+        inside_BS1 = self.inside_BS[:, :, None]
+        return (self.unpack(x_PH) * inside_BS1).sum(dim=1) / inside_BS1.sum(dim=1)
 
 
 class Block(nn.Module):
@@ -59,10 +73,7 @@ class Block(nn.Module):
         """One layer over packed tokens, `(P, H)` to `(P, H)`."""
         qkv_BSH = packing.unpack(self.qkv(self.norm_attention(x_PH)))
         q, k, v = (self._heads(part_BSH) for part_BSH in qkv_BSH.chunk(3, dim=2))
-        # Spelt out: at these lengths the fused CPU kernel's backward pass takes ten times as long.
-        score_BASS = (q @ k.transpose(2, 3)) * (q.shape[-1] ** -0.5)
-        share_BASS = score_BASS.masked_fill(~packing.inside_BS[:, None, None, :], float("-inf")).softmax(dim=3)
-        mixed_BSH = (share_BASS.to(v.dtype) @ v).transpose(1, 2).flatten(2)
+        mixed_BSH = _attention(q, k, v, packing.mask_B11S).transpose(1, 2).flatten(2)
         x_PH = x_PH + self.out(packing.pack(mixed_BSH))
         fed: Tensor = x_PH + self.feed(self.norm_feed(x_PH))
         return fed
@@ -70,6 +81,16 @@ class Block(nn.Module):
     def _heads(self, x_BSH: Tensor) -> Tensor:
         B, S, H = x_BSH.shape
         return x_BSH.view(B, S, self.heads, H // self.heads).transpose(1, 2)
+
+
+def _attention(q_BASK: Tensor, k_BASK: Tensor, v_BASK: Tensor, mask_B11S: Tensor | None) -> Tensor:
+    if not torch.is_grad_enabled():
+        return F.scaled_dot_product_attention(q_BASK, k_BASK, v_BASK, attn_mask=mask_B11S)
+    # Spelt out: at these lengths the fused CPU kernel's backward pass takes ten times as long.
+    score_BASS = (q_BASK @ k_BASK.transpose(2, 3)) * (q_BASK.shape[-1] ** -0.5)
+    if mask_B11S is not None:
+        score_BASS = score_BASS.masked_fill(~mask_B11S, float("-inf"))
+    return score_BASS.softmax(dim=3).to(v_BASK.dtype) @ v_BASK
 
 
 class LightTransformer(nn.Module):
@@ -213,10 +234,7 @@ class FtAtt(nn.Module):
 
         Each distinct word of the batch is embedded and scored once, then gathered.
         """
-        # Padding (0) is in row 0 of the n-grams, so it is the first of the distinct ones.
-        distinct_R, place_UG = torch.unique(texts.grams_UG, return_inverse=True)
-        gram_RH = F.embedding(distinct_R, self.grams.weight, sparse=True)
-        word_UH = F.embedding_bag(place_UG, gram_RH, mode="mean", padding_idx=0)
+        word_UH = self._words(texts.grams_UG)
         # A word's first n-gram is the word itself. Its weight starts as its inverse document frequency.
         rarity_U = self.log_rarity_R[texts.grams_UG[:, 0]]
         score_U = self.score(word_UH).squeeze(1) + self.rarity * rarity_U
@@ -224,6 +242,15 @@ class FtAtt(nn.Module):
         score_BW = score_U[texts.words_BW].float().masked_fill(~inside_BW, -1e9)
         attention_BW = score_BW.softmax(dim=1) * inside_BW
         return torch.einsum("bw,bwh->bh", attention_BW, word_UH[texts.words_BW])
+
+    def _words(self, grams_UG: Tensor) -> Tensor:
+        """The mean of each word's n-grams, `(U, H)`."""
+        if not torch.is_grad_enabled():
+            return F.embedding_bag(grams_UG, self.grams.weight, mode="mean", padding_idx=0)
+        # A sparse gradient: only n-grams that occur are touched. Padding (0) is in row 0 and so the first distinct one.
+        distinct_R, place_UG = torch.unique(grams_UG, return_inverse=True)
+        gram_RH = F.embedding(distinct_R, self.grams.weight, sparse=True)
+        return F.embedding_bag(place_UG, gram_RH, mode="mean", padding_idx=0)
 
 
 class Experts(nn.Module):

@@ -95,7 +95,25 @@ def test_packing_goes_there_and_back():
     packing = Packing(inside)
     x = torch.randn(2, 3, 4)
     assert torch.equal(packing.unpack(packing.pack(x)), x * inside[:, :, None])
+    assert packing.pack(x).shape == (3, 4)
     assert torch.allclose(packing.mean(packing.pack(x))[0], (x[0, 0] + x[0, 2]) / 2)
+
+
+def test_a_full_batch_is_not_moved():
+    inside = torch.ones(2, 3, dtype=torch.bool)
+    packing = Packing(inside)
+    x = torch.randn(2, 3, 4)
+    assert packing.mask_B11S is None and packing.pack(x).data_ptr() == x.data_ptr()
+    assert torch.equal(packing.unpack(packing.pack(x)), x)
+    assert torch.allclose(packing.mean(packing.pack(x)), x.mean(dim=1), atol=1e-6)
+
+
+def test_with_and_without_gradients_the_experts_say_the_same(experts, table):
+    """Training spells attention and n-gram means out for its gradients; inference takes fused kernels."""
+    texts = table.batch(rows(0, 1, 2, 3, 4))
+    with torch.no_grad():
+        fused = experts(texts, QUERY)
+    assert torch.allclose(fused, experts(texts, QUERY), atol=1e-5)
 
 
 def test_ftatt_is_attention_over_means_of_ngrams(table):
