@@ -270,6 +270,8 @@ class TrainConfig(Section):
     relevant_grade: Share = 0.7  # a judged item is relevant from this grade on; keep equal to gate.relevant_grade
     min_expert_share: Share = 0.01
     min_rank: PositiveFloat = 4.0  # effective rank of the item vectors below which they have collapsed
+    # Uniformity of the item vectors above which they have collapsed: -0.2 is a mean cosine of about 0.95; 0: no bound.
+    max_uniformity: Annotated[float, Field(le=0.0)] = -0.2
     model: ModelConfig = ModelConfig()
     loss: LossConfig = LossConfig()
 

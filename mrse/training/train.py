@@ -148,7 +148,8 @@ class Run:
             self._step = step + 1
             if self._folder is not None and self._step % self.config.checkpoint_every == 0:
                 checkpoint.save(self._folder, self._state())
-        check_collapse(dict(self.valid)[self._kept_step()], self.config.min_expert_share, self.config.min_rank)
+        bounds = self.config.min_expert_share, self.config.min_rank, self.config.max_uniformity
+        check_collapse(dict(self.valid)[self._kept_step()], *bounds)
         if self._keeps_best():
             self.model.load_state_dict(self._best)
         self.model.eval()

@@ -179,7 +179,9 @@ def test_the_grade_of_relevance_is_configured(tmp_path):
     ids=str,
 )
 def test_every_mechanism_can_be_switched(tiny, tmp_path, change):
-    config = tiny_shop.config(**(QUICK | {"align_steps": 2, "fuse_steps": 3, "min_rank": 1.0} | change))
+    config = tiny_shop.config(
+        **(QUICK | {"align_steps": 2, "fuse_steps": 3, "min_rank": 1.0, "max_uniformity": 0.0} | change)
+    )
     report = run(tiny, tmp_path / "out", config)
     assert all(np.isfinite(value) for _, row in report.losses for value in row.values())
     loaded = Retriever.load(tmp_path / "out")
@@ -250,6 +252,8 @@ def test_a_collapsed_model_fails_the_run(tiny, tmp_path):
         run(tiny, tmp_path / "out", tiny_shop.config(**QUICK, min_rank=31.9))
     with pytest.raises(TrainingFailed, match=r"expert \w+ collapsed"):
         run(tiny, tmp_path / "out", tiny_shop.config(**QUICK, min_expert_share=0.9))
+    with pytest.raises(TrainingFailed, match="uniformity"):
+        run(tiny, tmp_path / "out", tiny_shop.config(**QUICK, max_uniformity=-7.9))
 
 
 @pytest.mark.parametrize(("collapsed", "kept"), [(15, False), (6, True)])
@@ -259,7 +263,7 @@ def test_collapse_is_that_of_the_weights_that_are_kept(tiny, tmp_path, monkeypat
 
     def scored(*_):
         step = next(done)
-        return Scores(1.0 / step, 1.0 if step == collapsed else 9.0, {}, {})
+        return Scores(1.0 / step, 1.0 if step == collapsed else 9.0, -3.0, None, {}, {})
 
     monkeypatch.setattr(train_module, "evaluate", scored)
     config = tiny_shop.config(**QUICK, min_rank=4.0)
