@@ -229,6 +229,13 @@ class ModelConfig(Section):
         return self
 
 
+class RampConfig(Section):
+    """A value that goes in a straight line from `start`, at the first step of a phase, to `end`, at its last."""
+
+    start: Share = 1.0
+    end: Share = 1.0
+
+
 class LossConfig(Section):
     """Hybrid loss = alpha * MNSCE + beta * HNST."""
 
@@ -239,6 +246,7 @@ class LossConfig(Section):
     logq: bool = True
     catalogue_negatives: NonNegative = 512
     hard_negatives: NonNegative = 2
+    hard_share: RampConfig = RampConfig()  # of beta, over phase 2: how much hard negatives count beside easy ones
 
     @model_validator(mode="after")
     def _some_loss(self) -> Self:

@@ -152,7 +152,8 @@ class Steps:
             parts["hnst"] = hnst(query_BD, banked_CD[target_B], negative_BKD, known, loss.margin, weight_B)
         elif loss.beta:
             parts["hnst"] = query_BD.sum() * 0.0
-        total = loss.alpha * parts.get("mnsce", torch.zeros(())) + loss.beta * parts.get("hnst", torch.zeros(()))
+        beta = loss.beta * hard_share(self.config, step)
+        total = loss.alpha * parts.get("mnsce", torch.zeros(())) + beta * parts.get("hnst", torch.zeros(()))
         return {"loss": total, **parts}
 
     def _encode(self, draw: Draw, step: int) -> Encoded:
@@ -251,6 +252,15 @@ def shopper_memory(shoppers: Shoppers, rows_B: Ints, banks: Banks) -> Memory:
         action_BM=torch.from_numpy(shoppers.action_ML[rows_B, :longest]),
         age_BM=torch.from_numpy(shoppers.age_ML[rows_B, :longest]),
     )
+
+
+def hard_share(config: TrainConfig, step: int) -> float:
+    """How much of beta counts at a step: `loss.hard_share`, in a straight line over the fuse phase (the ratio of hard
+    to easy negatives, arXiv 2408.14968, section "Hybrid loss").
+    """
+    ramp = config.loss.hard_share
+    done = (step - config.align_steps) / max(1, config.fuse_steps - 1)
+    return ramp.start + (ramp.end - ramp.start) * min(1.0, max(0.0, done))
 
 
 def use_bfloat16(precision: str) -> bool:

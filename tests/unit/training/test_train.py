@@ -188,6 +188,17 @@ def test_every_mechanism_can_be_switched(tiny, tmp_path, change):
     assert loaded.encode_catalogue(tiny_shop.catalogue()).vectors.shape == (128, 32)
 
 
+def test_hard_negatives_count_by_their_share(tiny, fresh_retriever):
+    shop = load_shop(fresh_retriever, tiny / "features", tiny / "clean", tiny / "profiles", 0.7, 1000)
+    loss = {"beta": 0.5, "hard_share": {"start": 0.0, "end": 0.8}}
+    steps = steps_module.Steps(tiny_shop.config(align_steps=2, fuse_steps=5, loss=loss), fresh_retriever, shop)
+    banks = steps.refresh()
+    for step, share in ((2, 0.0), (4, 0.4), (6, 0.8)):
+        parts = {name: float(value.detach()) for name, value in steps.fuse(step, banks).items()}
+        assert parts["hnst"] > 0
+        assert parts["loss"] == pytest.approx(parts["mnsce"] + 0.5 * share * parts["hnst"], rel=1e-6)
+
+
 @pytest.mark.parametrize("lacking", ["pictures", "users", "events", "hard"])
 def test_shops_that_lack_something_train(tmp_path, lacking):
     tiny_shop.write_shop(tmp_path, **{lacking: False})
