@@ -236,6 +236,19 @@ class RampConfig(Section):
     end: Share = 1.0
 
 
+class MineConfig(Section):
+    """From which ranks of the model's own list hard negatives are taken where the log has too few; 0 and 0: none."""
+
+    first: NonNegative = 0  # 1 is the best item; what comes before is too often right
+    last: NonNegative = 0
+
+    @model_validator(mode="after")
+    def _ranks_fit(self) -> Self:
+        if (self.first == 0) != (self.last == 0) or self.first > self.last:
+            raise ValueError(f"first = {self.first}, last = {self.last} are no ranks from 1 (or 0 and 0 for none)")
+        return self
+
+
 class LossConfig(Section):
     """Hybrid loss = alpha * MNSCE + beta * HNST."""
 
@@ -246,6 +259,7 @@ class LossConfig(Section):
     logq: bool = True
     catalogue_negatives: NonNegative = 512
     hard_negatives: NonNegative = 2
+    mine: MineConfig = MineConfig()
     hard_share: RampConfig = RampConfig()  # of beta, over phase 2: how much hard negatives count beside easy ones
 
     @model_validator(mode="after")

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from mrse.training.data import Examples, Floats, Ints
 
-_ORDER, _SELF, _CATALOGUE, _HARD = range(4)
+# Streams of random numbers, so that no two choices of a step are one.
+_ORDER, _SELF, _CATALOGUE, LOGGED, PSEUDO, MINED = range(6)
 
 
 @dataclass(frozen=True)
@@ -72,9 +73,9 @@ def catalogue_items(seed: int, step: int, items: int, count: int) -> Ints:
     return rng.choice(items, size=min(count, items), replace=False).astype(np.int64)
 
 
-def pick_hard(hard_BK: Ints, count: int, seed: int, step: int) -> Ints:
-    """`count` known hard negatives of each row at random, `(B, count)`, -1 where a row has fewer."""
-    rng = np.random.default_rng([seed, _HARD, step])
+def pick_hard(hard_BK: Ints, count: int, seed: int, step: int, stream: int = LOGGED) -> Ints:
+    """`count` known hard negatives of each row at random, `(B, min(count, K))`, -1 where a row has fewer."""
+    rng = np.random.default_rng([seed, stream, step])
     order = np.argsort(np.where(hard_BK >= 0, rng.random(hard_BK.shape), 2.0), axis=1)[:, :count]
     picked: Ints = np.take_along_axis(hard_BK, order, axis=1)
     return picked

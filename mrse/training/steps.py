@@ -7,7 +7,7 @@ the vectors, N items.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -24,9 +24,9 @@ from mrse.model.loss import hnst, mnsce
 from mrse.model.retriever import Retriever
 from mrse.training.augment import drop_modalities, hide_pieces, pseudo_query
 from mrse.training.data import Ints, Shop, Shoppers
-from mrse.training.sampling import Draw, Exclusions, Sampler, catalogue_items, log_q, pick_hard
+from mrse.training.mining import Mined, Miner
+from mrse.training.sampling import PSEUDO, Draw, Exclusions, Sampler, catalogue_items, log_q, pick_hard
 
-_PSEUDO = 4
 _BANK_BATCH = 512
 
 
@@ -36,10 +36,28 @@ class Banks:
 
     Attributes:
         items_NEH, queries_QEH: float16.
+        mined: hard negatives found with them; None where mining is off.
     """
 
     items_NEH: Tensor
     queries_QEH: Tensor
+    mined: Mined | None = None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything by name, for a checkpoint."""
+        named = {"items": self.items_NEH, "queries": self.queries_QEH}
+        if self.mined is not None:
+            named["mined_pairs"] = torch.from_numpy(self.mined.pair_X)
+            named["mined_items"] = torch.from_numpy(self.mined.item_XW)
+        return named
+
+    @classmethod
+    def of(cls, named: Mapping[str, Tensor]) -> Banks:
+        """What `tensors` gave."""
+        mined = None
+        if "mined_pairs" in named:
+            mined = Mined(named["mined_pairs"].numpy(), named["mined_items"].numpy())
+        return cls(named["items"], named["queries"], mined)
 
 
 @dataclass(frozen=True)
@@ -73,7 +91,10 @@ class Steps:
         same_text = _numbered(shop.item_strings)
         self._twins_by_text = Exclusions(shop.examples, same_text)
         # For a query from the logs a picture can tell two equal titles apart; for one made from the title it cannot.
-        self._twins = Exclusions(shop.examples, _numbered(list(zip(same_text, shop.pictures.row_N, strict=True))))
+        same_item = _numbered(list(zip(same_text, shop.pictures.row_N, strict=True)))
+        self._twins = Exclusions(shop.examples, same_item)
+        mines = config.loss.mine.last > 0 and config.loss.beta > 0
+        self._miner = Miner(config.loss, shop.examples, same_item) if mines else None
         self._bfloat16 = use_bfloat16(config.precision)
 
     def precision(self) -> AbstractContextManager[object]:
@@ -87,6 +108,15 @@ class Steps:
                 item_bank(self.model, self.shop.item_texts, self.shop.pictures, _BANK_BATCH),
                 query_bank(self.model, self.shop.query_texts, _BANK_BATCH),
             )
+
+    def mine(self, banks: Banks, step: int) -> Mined | None:
+        """Hard negatives for the examples of the steps from `step` to the next refresh; None where mining is off."""
+        if self._miner is None:
+            return None
+        end = min(step + self.config.bank_refresh_steps, self.config.align_steps + self.config.fuse_steps)
+        rows = np.concatenate([self.sampler.draw(later).example_rows for later in range(step, end)])
+        pairs = self._miner.lacking(rows)
+        return self._miner.mine(self.model, banks.items_NEH, banks.queries_QEH, self.shop.item_queries, pairs)
 
     def align(self, step: int) -> dict[str, Tensor]:
         """Phase 1: each expert alone matches queries and items by a softmax over the batch; their mean."""
@@ -122,7 +152,7 @@ class Steps:
         positives_P, target_B = batch.positives_P, torch.from_numpy(batch.target_B)
         drawn = catalogue_items(self.config.seed, step, len(self._counts_N), loss.catalogue_negatives)
         items_C = np.concatenate([positives_P, drawn[~np.isin(drawn, positives_P)]])
-        hard_BK = self._hard(draw, step)
+        hard_BK = self._hard(draw, step, banks.mined)
         hard_J = np.unique(hard_BK[hard_BK >= 0])
         fresh_PD, banked_CD, hard_JD = self._fuse_items(batch, items_C, hard_J, draw, banks)
         query_BD = self.model.fuse_queries(batch.query_BEH, self._shopper_memory(draw, banks)).vector_BD
@@ -159,7 +189,7 @@ class Steps:
     def _encode(self, draw: Draw, step: int) -> Encoded:
         examples, config = self.shop.examples, self.config.model
         queries, query_place = np.unique(examples.query_M[draw.example_rows], return_inverse=True)
-        rng = np.random.default_rng([self.config.seed, _PSEUDO, step])
+        rng = np.random.default_rng([self.config.seed, PSEUDO, step])
         made = self.retriever.query_texts([pseudo_query(self._words[item], rng) for item in draw.self_items])
         positives_P, target_B = np.unique(
             np.concatenate([examples.item_M[draw.example_rows], draw.self_items]), return_inverse=True
@@ -215,11 +245,14 @@ class Steps:
             memory.weight_BM,
         )
 
-    def _hard(self, draw: Draw, step: int) -> Ints:
+    def _hard(self, draw: Draw, step: int, mined: Mined | None) -> Ints:
         loss = self.config.loss
         if not loss.beta or not loss.hard_negatives:
             return np.full((len(draw.example_rows) + len(draw.self_items), 1), -1, dtype=np.int64)
-        real_BK = pick_hard(self.shop.examples.hard_MK[draw.example_rows], loss.hard_negatives, self.config.seed, step)
+        log_BG = self.shop.examples.hard_MK[draw.example_rows]
+        real_BK = pick_hard(log_BG, loss.hard_negatives, self.config.seed, step)
+        if self._miner is not None and mined is not None:
+            real_BK = self._miner.fill(real_BK, log_BG, draw.example_rows, mined, self.config.seed, step)
         return np.concatenate([real_BK, np.full((len(draw.self_items), real_BK.shape[1]), -1, dtype=np.int64)])
 
     def _log_q(self, draw: Draw, items_C: Ints, drawn: int) -> Tensor | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -207,11 +207,13 @@ class Run:
                 sample = torch.linspace(0, len(banks.items_NEH) - 1, _START_SAMPLE).long()
                 self.model.start_fusion(banks.items_NEH[sample].float())
                 self._evaluate(step)
+            banks.mined = self.steps.mine(banks, step)
 
     def _fresh(self, done: int) -> Banks:
-        """Banks of the weights after `done` steps, made once."""
+        """Banks of the weights after `done` steps, made once; what was mined holds until it is mined again."""
         if self._banks is None or self._refreshed_at != done:
-            self._banks, self._refreshed_at = self.steps.refresh(), done
+            mined = None if self._banks is None else self._banks.mined
+            self._banks, self._refreshed_at = replace(self.steps.refresh(), mined=mined), done
         return self._banks
 
     def _evaluate(self, done: int) -> None:
@@ -237,7 +239,7 @@ class Run:
         tensors |= {f"best/{name}": value for name, value in self._best.items()}
         tensors |= {f"optimiser/{name}": value for name, value in self.optimisers.state().items()}
         if self._banks is not None:
-            tensors |= {"bank/items": self._banks.items_NEH, "bank/queries": self._banks.queries_QEH}
+            tensors |= {f"bank/{name}": value for name, value in self._banks.tensors().items()}
         notes = {
             "losses": self.losses,
             "valid": self.valid,
@@ -254,7 +256,7 @@ class Run:
         self._best = found.part("best/")
         self.optimisers.restore(found.part("optimiser/"))
         bank = found.part("bank/")
-        self._banks = Banks(bank["items"], bank["queries"]) if bank else None
+        self._banks = Banks.of(bank) if bank else None
         self._refreshed_at = found.notes["refreshed_at"]
         self.losses = [(int(step), dict(row)) for step, row in found.notes["losses"]]
         self.valid = [(int(step), dict(row)) for step, row in found.notes["valid"]]

@@ -41,6 +41,8 @@ def with_value(dotted: str, value: Any) -> dict[str, Any]:
         ("train.learning_rate", -1.0, "greater than 0"),
         ("train.model.experts", {"vbert": False, "ftatt": False, "light_bert": False}, "at least one expert"),
         ("train.loss", {"alpha": 0, "beta": 0}, "no loss"),
+        ("train.loss.mine", {"first": 9, "last": 3}, "are no ranks from 1"),
+        ("train.loss.mine", {"first": 0, "last": 3}, "are no ranks from 1"),
         ("validate_logs.max_quarantined", 1.5, "less than or equal to 1"),
         ("validate_logs.max_image_pixels", 50_000_001, "less than or equal to 50000000"),
         ("swap_index.keep_last", 1, "greater than or equal to 2"),
