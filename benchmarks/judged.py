@@ -24,7 +24,8 @@ from mrse.evaluation.lexical import BM25, item_text
 from mrse.evaluation.metrics import Labels, evaluate
 from mrse.evaluation.ranking import Ranking, exact_search
 from mrse.features.text import normalise
-from mrse.model.retriever import Catalogue, Retriever, load_catalogue
+from mrse.model.arrays import Catalogue
+from mrse.model.retriever import Retriever, load_catalogue
 
 RELEVANT = 0.75
 

@@ -21,8 +21,9 @@ from mrse.config import TrainConfig
 from mrse.features.subword import SubwordHasher
 from mrse.features.text import Tokenizer
 from mrse.jsonfile import write_json
+from mrse.model.arrays import Catalogue
 from mrse.model.encode import ItemQueries, Pictures
-from mrse.model.retriever import Catalogue, Retriever
+from mrse.model.retriever import Retriever
 from mrse.training.data import Examples, Requests, Shop, Shoppers
 from mrse.training.optimiser import Optimisers
 from mrse.training.steps import Steps

@@ -23,8 +23,8 @@ import pyarrow.parquet as pq
 from mrse import config, tracking
 from mrse.data.contract import SnapshotMeta, fingerprint, write_meta, write_parquet
 from mrse.jsonfile import read_json, write_json
-from mrse.model.arrays import History, HistoryBank
-from mrse.model.retriever import Catalogue, EncodedCatalogue, package_fingerprint
+from mrse.model.arrays import Catalogue, EncodedCatalogue, History, HistoryBank
+from mrse.model.retriever import package_fingerprint
 
 DIM = 16
 END = datetime(2026, 3, 15, tzinfo=UTC)

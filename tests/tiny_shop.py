@@ -23,7 +23,7 @@ from mrse.features.preprocess import Preprocessing
 from mrse.features.subword import SubwordHasher
 from mrse.features.text import Tokenizer
 from mrse.jsonfile import write_json
-from mrse.model.retriever import Catalogue
+from mrse.model.arrays import Catalogue
 from mrse.profiles import tables
 
 COLOURS = ("red", "blue", "green", "black")

@@ -20,8 +20,8 @@ from mrse.evaluation.lexical import BM25
 from mrse.evaluation.metrics import evaluate, labelled_share
 from mrse.evaluation.ranking import Ranking, exact_search, fuse
 from mrse.evaluation.window import Asked
-from mrse.model.arrays import HistoryBank
-from mrse.model.retriever import EncodedCatalogue, Retriever, load_catalogue
+from mrse.model.arrays import EncodedCatalogue, HistoryBank
+from mrse.model.retriever import Retriever, load_catalogue
 from mrse.progress import say
 
 JUDGED = ("rele_at_10", "precision_at_10", "recall_at_10", "recall_at_100")

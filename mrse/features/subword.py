@@ -63,20 +63,30 @@ class SubwordHasher:
         """
         split = [split_words(text)[:words] for text in texts]
         with self._lock:
-            cache = self._caches.setdefault(grams, _WordCache(grams))
-            self._learn(cache, split)
+            cache = self._known(split, grams)
             index_NW = np.zeros((len(texts), words), dtype=np.int64)
             for row, parts in zip(index_NW, split, strict=True):
                 row[: len(parts)] = [cache.index[word] for word in parts]
             return cache.table[index_NW]
 
-    def _learn(self, cache: _WordCache, split: list[list[str]]) -> None:
+    def encode_words(self, words: Sequence[str], grams: int) -> NDArray[np.int32]:
+        """`hash_words` through the cache, `(U, G)`."""
+        with self._lock:
+            cache = self._known([words], grams)
+            return cache.table[[cache.index[word] for word in words]]
+
+    def _known(self, split: Sequence[Sequence[str]], grams: int) -> _WordCache:
+        """The cache, with all of these words in it; the lock is held."""
+        cache = self._caches.get(grams)
+        if cache is None:
+            cache = self._caches[grams] = _WordCache(grams)
         new = list(dict.fromkeys(word for parts in split for word in parts if word not in cache.index))
         if len(new) + len(cache.index) > _MAX_CACHED_WORDS:
             cache.clear()
             new = list(dict.fromkeys(word for parts in split for word in parts))
         if new:
             cache.add(new, self.hash_words(new, cache.grams))
+        return cache
 
     def hash_words(self, words: Sequence[str], grams: int) -> NDArray[np.int32]:
         """Bucket ids of single words, without the cache.

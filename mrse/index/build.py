@@ -40,8 +40,8 @@ from mrse.index.layout import (
 )
 from mrse.index.verify import ids_fingerprint, verify
 from mrse.jsonfile import write_json
-from mrse.model.arrays import History, HistoryBank
-from mrse.model.retriever import EncodedCatalogue, Retriever, load_catalogue
+from mrse.model.arrays import EncodedCatalogue, History, HistoryBank
+from mrse.model.retriever import Retriever, load_catalogue
 from mrse.progress import say, track
 
 _UNIT_TOLERANCE = 1e-3

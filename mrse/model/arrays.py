@@ -2,14 +2,14 @@
 
 No torch in here: an exported encoder (`mrse.model.exported`) serves without it.
 
-Shapes: N texts, B rows of a batch, L word pieces, W words, U distinct words, G n-grams of a word, M items of a history,
-E experts, H hidden.
+Shapes: N texts or items, B rows of a batch, L word pieces, W words, U distinct words, G n-grams of a word, M items of a
+history, Q distinct queries, K queries of an item, E experts, H hidden, D size of the final vectors.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
@@ -23,7 +23,7 @@ from safetensors.numpy import load_file, save_file
 
 from mrse.errors import DataError
 from mrse.features.subword import SubwordHasher
-from mrse.features.text import Tokenizer, split_words
+from mrse.features.text import Tokenizer, normalise, split_words
 
 GRAMS = 16
 ACTIONS = ("click", "add_to_cart", "order")
@@ -59,6 +59,7 @@ class TokenisedTexts:
         self._words_NW = words_NW
         self._grams_UG = grams_UG
         self.sizes_N: NDArray[np.int64] = self._inside_NL.sum(axis=1)
+        self.length = tokens_NL.shape[1]
 
     @classmethod
     def build(cls, texts: Sequence[str], tokenizer: Tokenizer, hasher: SubwordHasher, length: int) -> Self:
@@ -79,7 +80,7 @@ class TokenisedTexts:
             longest = max(longest, len(ids))
         grams_UG = np.zeros((len(index) + 1, GRAMS), dtype=np.int32)
         if index:
-            grams_UG[1:] = hasher.hash_words(list(index), GRAMS)
+            grams_UG[1:] = hasher.encode_words(list(index), GRAMS)
         return cls(tokenizer.encode(texts, length), tokenizer.pad_id, words_NW[:, :longest], grams_UG)
 
     def __len__(self) -> int:
@@ -119,6 +120,41 @@ class TokenisedTexts:
             words_BW=self._words_NW.astype(np.int64),
             grams_UG=self._grams_UG.astype(np.int64),
         )
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """Items ready to be embedded; row i of everything is item i.
+
+    Attributes:
+        image_row: row of `image_features`, -1 without a picture.
+        image_features: float16 `(pictures, tokens, features)`.
+        queries, query_weights: what led to the item, heaviest first; may be empty.
+    """
+
+    item_ids: list[str]
+    titles: list[str]
+    categories: list[str]
+    image_row: NDArray[np.int64]
+    image_features: NDArray[np.float16]
+    queries: list[list[str]]
+    query_weights: list[list[float]]
+
+
+@dataclass(frozen=True)
+class EncodedCatalogue:
+    """Items as vectors.
+
+    Attributes:
+        vectors: float32 `(N, D)`, L2-normalised.
+        bank: float16 `(N, E, H)`: what the query side needs of an item for histories.
+        preferences: float32 `(N, E)`: how much each expert counts for the item; rows sum to 1.
+    """
+
+    item_ids: list[str]
+    vectors: NDArray[np.float32]
+    bank: NDArray[np.float16]
+    preferences: NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -210,6 +246,50 @@ class ShopperArrays:
         if bank is not None and len(bank.array):
             rows_NEH = bank.array
         return cls(rows_NEH[np.maximum(row_BM, 0)], row_BM >= 0, action_BM, age_BM)
+
+
+@dataclass(frozen=True)
+class QueryArrays:
+    """The queries that led to items.
+
+    Attributes:
+        distinct: Q normalised queries.
+        query_NK: rows of `distinct`; -1 is padding.
+        weight_NK: their weights, float32.
+    """
+
+    distinct: list[str]
+    query_NK: NDArray[np.int64]
+    weight_NK: NDArray[np.float32]
+
+    @classmethod
+    def build(cls, queries: Sequence[Sequence[str]], weights: Sequence[Sequence[float]]) -> QueryArrays:
+        """From a list of queries and one of weights per item (`Catalogue`)."""
+        distinct: dict[str, int] = {}
+        K = max([1, *(len(asked) for asked in queries)])
+        query_NK = np.full((len(queries), K), -1, dtype=np.int64)
+        weight_NK = np.zeros(query_NK.shape, dtype=np.float32)
+        for row, (asked, counts) in enumerate(zip(queries, weights, strict=True)):
+            for place, (query, weight) in enumerate(zip(asked, counts, strict=True)):
+                query_NK[row, place] = distinct.setdefault(normalise(query), len(distinct))
+                weight_NK[row, place] = weight
+        return cls(list(distinct), query_NK, weight_NK)
+
+
+def batches_of_like_size(sizes_N: NDArray[np.int64], batch_size: int) -> Iterator[NDArray[np.int64]]:
+    """Rows in batches of one size where that costs few batches more: no time goes into padding.
+
+    A batch ends when it is full, and at a change of size once it is half full. Equal inputs make equal batches.
+    """
+    order_N = np.argsort(sizes_N, kind="stable")
+    change_N = np.flatnonzero(np.diff(sizes_N[order_N])) + 1
+    start = 0
+    while start < len(order_N):
+        stop = min(start + batch_size, len(order_N))
+        changes = change_N[(change_N >= start + max(1, batch_size // 2)) & (change_N < stop)]
+        stop = int(changes[-1]) if len(changes) else stop
+        yield order_N[start:stop]
+        start = stop
 
 
 def action_code(action: str) -> int:

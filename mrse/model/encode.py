@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mrse.model.arrays import batches_of_like_size
 from mrse.model.history import Memory
 from mrse.model.inputs import TextTable
 from mrse.model.towers import Fused, Mrse
@@ -99,12 +100,13 @@ def item_bank(model: Mrse, texts: TextTable, pictures: Pictures, batch_size: int
     def encode(rows_B: NDArray[np.int64]) -> Tensor:
         return model.encode_items(texts.batch(rows_B), *pictures.batch(rows_B))
 
-    return _bank(model, texts, encode, batch_size)
+    # Pictured items apart: they have more tokens.
+    return _bank(model, texts.sizes_N + texts.length * (pictures.row_N >= 0), encode, batch_size)
 
 
 def query_bank(model: Mrse, texts: TextTable, batch_size: int) -> Tensor:
     """Expert outputs of every distinct query, float16 `(Q, E, H)`."""
-    return _bank(model, texts, lambda rows_B: model.encode_texts(texts.batch(rows_B)), batch_size)
+    return _bank(model, texts.sizes_N, lambda rows_B: model.encode_texts(texts.batch(rows_B)), batch_size)
 
 
 def fuse_catalogue(
@@ -122,12 +124,11 @@ def fuse_catalogue(
     return torch.cat([p.vector_BD for p in parts]), torch.cat([p.preference_BE for p in parts])
 
 
-def _bank(model: Mrse, texts: TextTable, encode: Callable[[NDArray[np.int64]], Tensor], batch_size: int) -> Tensor:
-    bank = torch.zeros(len(texts), len(model.experts.names), model.config.hidden, dtype=torch.float16)
-    # Texts of like length together: no time goes into padding. Stable, so equal inputs make equal batches.
-    order = np.argsort(texts.sizes_N, kind="stable")
+def _bank(
+    model: Mrse, sizes_N: NDArray[np.int64], encode: Callable[[NDArray[np.int64]], Tensor], batch_size: int
+) -> Tensor:
+    bank = torch.zeros(len(sizes_N), len(model.experts.names), model.config.hidden, dtype=torch.float16)
     with inference(model):
-        for start in range(0, len(order), batch_size):
-            rows_B = order[start : start + batch_size]
+        for rows_B in batches_of_like_size(sizes_N, batch_size):
             bank[torch.from_numpy(rows_B)] = encode(rows_B).to(torch.float16)
     return bank

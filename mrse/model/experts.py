@@ -49,7 +49,7 @@ class Packing:
         B, S = self.inside_BS.shape
         if self._places_P is not None:
             x_PH = x_PH.new_zeros(B * S, x_PH.shape[1]).index_copy(0, self._places_P, x_PH)
-        return x_PH.view(B, S, -1)
+        return x_PH.view(B, S, x_PH.shape[1])
 
     def mean(self, x_PH: Tensor) -> Tensor:
         """Mean over each row's real tokens, `(B, H)`; every row has at least one."""
@@ -84,13 +84,14 @@ class Block(nn.Module):
 
 
 def _attention(q_BASK: Tensor, k_BASK: Tensor, v_BASK: Tensor, mask_B11S: Tensor | None) -> Tensor:
-    if not torch.is_grad_enabled():
+    if not (torch.is_grad_enabled() or torch.compiler.is_exporting()):
         return F.scaled_dot_product_attention(q_BASK, k_BASK, v_BASK, attn_mask=mask_B11S)
-    # Spelt out: at these lengths the fused CPU kernel's backward pass takes ten times as long.
+    # Spelt out: at these lengths the fused CPU kernel's backward pass takes ten times as long; its export is clumsy.
     score_BASS = (q_BASK @ k_BASK.transpose(2, 3)) * (q_BASK.shape[-1] ** -0.5)
     if mask_B11S is not None:
         score_BASS = score_BASS.masked_fill(~mask_B11S, float("-inf"))
-    return score_BASS.softmax(dim=3).to(v_BASK.dtype) @ v_BASK
+    mixed_BASK: Tensor = score_BASS.softmax(dim=3).to(v_BASK.dtype) @ v_BASK
+    return mixed_BASK
 
 
 class LightTransformer(nn.Module):
@@ -192,7 +193,7 @@ class VBert(nn.Module):
             pictured_B: which rows have one; the others' features are ignored.
         """
         text_BLH = self.pieces(texts.tokens_BL, tower)
-        stand_in_B1H = self.stand_in.weight[tower].expand(len(texts), 1, -1)
+        stand_in_B1H = self.stand_in.weight[tower].expand(texts.tokens_BL.shape[0], 1, -1)
         if images_BTV is None or pictured_B is None:
             inside_BS = F.pad(texts.inside_BL, (1, 0), value=True)
             pooled_BH: Tensor = self.layers(torch.cat([stand_in_B1H, text_BLH], dim=1), inside_BS)
@@ -246,7 +247,9 @@ class FtAtt(nn.Module):
     def _words(self, grams_UG: Tensor) -> Tensor:
         """The mean of each word's n-grams, `(U, H)`."""
         if not torch.is_grad_enabled():
-            return F.embedding_bag(grams_UG, self.grams.weight, mode="mean", padding_idx=0)
+            inside_UG = (grams_UG > 0).to(self.grams.weight.dtype)
+            share_UG = inside_UG / inside_UG.sum(dim=1, keepdim=True).clamp(min=1)
+            return (share_UG[:, None, :] @ F.embedding(grams_UG, self.grams.weight)).squeeze(1)
         # A sparse gradient: only n-grams that occur are touched. Padding (0) is in row 0 and so the first distinct one.
         distinct_R, place_UG = torch.unique(grams_UG, return_inverse=True)
         gram_RH = F.embedding(distinct_R, self.grams.weight, sparse=True)

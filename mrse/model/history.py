@@ -51,7 +51,7 @@ class TargetAttention(nn.Module):
         look_BEH = torch.einsum("beh,ehk->bek", target_BEH, self.look_EHH)
         score_BME = torch.einsum("bek,bmek->bme", look_BEH, memory_BMEH) + bias_BME
         score_BME = score_BME.masked_fill(~known_BM[:, :, None], float("-inf"))
-        nothing_B1E = self.nothing_logit_E.expand(len(target_BEH), 1, -1)
+        nothing_B1E = self.nothing_logit_E.expand(target_BEH.shape[0], 1, -1)
         share_BME = torch.cat([score_BME, nothing_B1E], dim=1).softmax(dim=1)
         summary_BEH = torch.einsum("bme,bmeh->beh", share_BME[:, :-1], memory_BMEH)
         return summary_BEH + share_BME[:, -1, :, None] * self.nothing_EH

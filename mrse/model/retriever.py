@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,15 @@ from mrse.features.images import image_features
 from mrse.features.subword import SubwordHasher
 from mrse.features.text import Tokenizer, normalise
 from mrse.jsonfile import read_json, write_json
-from mrse.model.arrays import History, HistoryBank, ShopperArrays, item_text
+from mrse.model.arrays import (
+    Catalogue,
+    EncodedCatalogue,
+    History,
+    HistoryBank,
+    QueryArrays,
+    ShopperArrays,
+    item_text,
+)
 from mrse.model.encode import ItemQueries, Pictures, fuse_catalogue, inference, item_bank, query_bank
 from mrse.model.history import Memory
 from mrse.model.inputs import TextTable
@@ -43,41 +50,6 @@ from mrse.model.towers import Fused, Mrse
 from mrse.profiles import tables
 
 _FORMAT = 1
-
-
-@dataclass(frozen=True)
-class Catalogue:
-    """Items ready to be embedded; row i of everything is item i.
-
-    Attributes:
-        image_row: row of `image_features`, -1 without a picture.
-        image_features: float16 `(pictures, tokens, features)`.
-        queries, query_weights: what led to the item, heaviest first; may be empty.
-    """
-
-    item_ids: list[str]
-    titles: list[str]
-    categories: list[str]
-    image_row: NDArray[np.int64]
-    image_features: NDArray[np.float16]
-    queries: list[list[str]]
-    query_weights: list[list[float]]
-
-
-@dataclass(frozen=True)
-class EncodedCatalogue:
-    """Items as vectors.
-
-    Attributes:
-        vectors: float32 `(N, D)`, L2-normalised.
-        bank: float16 `(N, E, H)`: what the query side needs of an item for histories.
-        preferences: float32 `(N, E)`: how much each expert counts for the item; rows sum to 1.
-    """
-
-    item_ids: list[str]
-    vectors: NDArray[np.float32]
-    bank: NDArray[np.float16]
-    preferences: NDArray[np.float32]
 
 
 class Retriever:
@@ -203,8 +175,9 @@ class Retriever:
         if not self.reads_images:
             pictures = Pictures(np.full(len(catalogue.item_ids), -1, dtype=np.int64), catalogue.image_features)
         bank_NEH = item_bank(self.model, self.item_texts(catalogue.titles, catalogue.categories), pictures, batch_size)
-        distinct, queries = _item_queries(catalogue)
-        bank_QEH = query_bank(self.model, self.query_texts(distinct), batch_size)
+        asked = QueryArrays.build(catalogue.queries, catalogue.query_weights)
+        queries = ItemQueries(asked.query_NK, asked.weight_NK)
+        bank_QEH = query_bank(self.model, self.query_texts(asked.distinct), batch_size)
         vector_ND, preference_NE = fuse_catalogue(self.model, bank_NEH, queries, bank_QEH, 4 * batch_size)
         return EncodedCatalogue(catalogue.item_ids, vector_ND.numpy(), bank_NEH.numpy(), preference_NE.numpy())
 
@@ -341,18 +314,6 @@ def _profile_queries(
         [[] if row is None else queries[row] or [] for row in rows],
         [[] if row is None else weights[row] or [] for row in rows],
     )
-
-
-def _item_queries(catalogue: Catalogue) -> tuple[list[str], ItemQueries]:
-    distinct: dict[str, int] = {}
-    K = max([1, *(len(queries) for queries in catalogue.queries)])
-    query_NK = np.full((len(catalogue.item_ids), K), -1, dtype=np.int64)
-    weight_NK = np.zeros(query_NK.shape, dtype=np.float32)
-    for row, (queries, weights) in enumerate(zip(catalogue.queries, catalogue.query_weights, strict=True)):
-        for place, (query, weight) in enumerate(zip(queries, weights, strict=True)):
-            query_NK[row, place] = distinct.setdefault(normalise(query), len(distinct))
-            weight_NK[row, place] = weight
-    return list(distinct), ItemQueries(query_NK, weight_NK)
 
 
 def _build(settings: dict[str, Any], encoder: nn.Module | None) -> Mrse:

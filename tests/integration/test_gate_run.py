@@ -29,8 +29,8 @@ from mrse.evaluation.run import flat_metrics, run_gate
 from mrse.evaluation.window import read_window
 from mrse.features.subword import SubwordHasher
 from mrse.features.text import Tokenizer
-from mrse.model.arrays import History, HistoryBank
-from mrse.model.retriever import Catalogue, EncodedCatalogue, Retriever
+from mrse.model.arrays import Catalogue, EncodedCatalogue, History, HistoryBank
+from mrse.model.retriever import Retriever
 from mrse.profiles import tables
 
 COLOURS = ("red", "blue", "green", "black", "white", "pink", "brown", "yellow")

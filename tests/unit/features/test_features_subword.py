@@ -81,8 +81,10 @@ def test_long_words_lose_long_ngrams_first() -> None:
 def test_known_words_are_not_hashed_again(monkeypatch: pytest.MonkeyPatch) -> None:
     hasher = SubwordHasher(1000)
     first = hasher.encode(["red shirt"], 4)
+    plain = hasher.hash_words(["shirt", "red"], 16)
     monkeypatch.setattr(hasher, "hash_words", lambda *_: pytest.fail("hashed again"))
     assert (hasher.encode(["shirt", "RED"], 4)[:, 0] == first[0, [1, 0]]).all()
+    assert (hasher.encode_words(["shirt", "red"], 16) == plain).all()
 
 
 def test_a_full_cache_starts_again_and_stays_right(monkeypatch: pytest.MonkeyPatch) -> None:
