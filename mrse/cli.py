@@ -154,6 +154,8 @@ class Report(StrEnum):
     validation = "validation"
     gate = "gate"
     search = "search"
+    ablation = "ablation"
+    card = "card"
     mlflow = "mlflow"
 
 
@@ -161,6 +163,8 @@ _REPORTS = {
     Report.validation: ("reports/validation/index.html", "dvc repro validate_logs"),
     Report.gate: ("reports/gate/index.html", "dvc repro gate"),
     Report.search: ("reports/search.html", "mrse search --examples --html reports/search.html"),
+    Report.ablation: ("reports/ablation/ablation.md", "mrse ablate"),
+    Report.card: ("reports/model-card.md", "mrse card"),
 }
 
 
@@ -218,6 +222,34 @@ def rollback(
 
     live = swap.rollback(params, workspace, to)
     print(f"Live is {live.collection}, model version {live.stamp.model_version}, since {live.stamp.since}.")
+
+
+@app.command()
+def ablate(
+    only: Annotated[list[str] | None, typer.Option(help="A variant or a group of ablate.variants; repeatable.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="How many trainings of each, from train.seed on.")] = 3,
+    steps_share: Annotated[float, typer.Option(min=0.001, max=1.0, help="Of the training's steps.")] = 1.0,
+    out: Annotated[Path | None, typer.Option(help="Where runs are kept; default: reports/ablation.")] = None,
+) -> None:
+    """Train variants of the model and compare each with the full one. Goes on where it was stopped."""
+    params, workspace = _load()
+    from mrse.evaluation.ablation import run_ablation
+    from mrse.evaluation.ablation_report import in_short, write_ablation
+
+    folder = workspace / "reports/ablation" if out is None else out
+    ablation = run_ablation(params, workspace, folder, only or (), seeds, steps_share)
+    files = write_ablation(ablation, folder)
+    print(in_short(ablation))
+    print(f"\nIn full: {', '.join(str(path) for path in files)}")
+
+
+@app.command()
+def card() -> None:
+    """Write the challenger's model card, reports/model-card.md, from what training, gate and ablations found."""
+    _, workspace = _load()
+    from mrse.evaluation.card import write_card
+
+    print(write_card(workspace))
 
 
 def _load() -> tuple[config.Params, Path]:

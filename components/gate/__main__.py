@@ -1,5 +1,7 @@
 """The gate: challenger, champion and BM25 on the held-out window; `reports/decision.json` and its report out.
 
+The challenger's model card is added to its training run in MLflow.
+
 A HOLD or a REJECT is a result, not a failure: the stage exits with 0 all the same, and the later stages do nothing.
 """
 
@@ -7,12 +9,14 @@ from pathlib import Path
 
 from mrse.component import run
 from mrse.config import Params
+from mrse.evaluation.card import log_card
 from mrse.evaluation.run import run_gate
 
 
 def body(params: Params, workspace: Path) -> str:
     """Read and write as `dvc.yaml` declares."""
     sentence: str = run_gate(params, workspace)["sentence"]
+    log_card(params.services.under(workspace), workspace)
     print(sentence)
     return "report in reports/gate/index.html"
 

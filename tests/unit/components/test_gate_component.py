@@ -29,9 +29,10 @@ def test_every_outcome_exits_cleanly_and_prints_its_sentence(
         return {"outcome": outcome, "sentence": f"{outcome}: because."}
 
     monkeypatch.setattr(component, "run_gate", decide)
+    monkeypatch.setattr(component, "log_card", lambda services, workspace: seen.append(workspace))
     start(monkeypatch, tmp_path)
     assert capsys.readouterr().out == f"{outcome}: because.\n"
-    assert seen == [(50, tmp_path)]
+    assert seen == [(50, tmp_path), tmp_path]
 
 
 def test_missing_input_is_one_message_and_a_failure(
