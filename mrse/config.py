@@ -262,6 +262,10 @@ class LossConfig(Section):
     mine: MineConfig = MineConfig()
     hard_share: RampConfig = RampConfig()  # of beta, over phase 2: how much hard negatives count beside easy ones
 
+    # Sizes of prefixes that must find items by themselves, ascending, each below model.dim; []: whole vectors only.
+    matryoshka: list[Positive] = []
+    matryoshka_weight: PositiveFloat = 1.0  # of MNSCE on each prefix; that on whole vectors weighs 1
+
     @model_validator(mode="after")
     def _some_loss(self) -> Self:
         if self.alpha == 0 and self.beta == 0:
@@ -296,6 +300,13 @@ class TrainConfig(Section):
     max_uniformity: Annotated[float, Field(le=0.0)] = -0.2
     model: ModelConfig = ModelConfig()
     loss: LossConfig = LossConfig()
+
+    @model_validator(mode="after")
+    def _prefixes_fit(self) -> Self:
+        sizes = self.loss.matryoshka
+        if sizes != sorted(set(sizes)) or (sizes and sizes[-1] >= self.model.dim):
+            raise ValueError(f"loss.matryoshka = {sizes} is not ascending and below model.dim = {self.model.dim}")
+        return self
 
 
 SliceName = Literal[

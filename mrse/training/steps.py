@@ -21,6 +21,7 @@ from mrse.model.encode import ItemQueries, item_bank, query_bank
 from mrse.model.history import Memory
 from mrse.model.inputs import concatenated
 from mrse.model.loss import hnst, mnsce
+from mrse.model.matryoshka import prefix
 from mrse.model.retriever import Retriever
 from mrse.training.augment import drop_modalities, hide_pieces, pseudo_query
 from mrse.training.data import Ints, Shop, Shoppers
@@ -159,22 +160,8 @@ class Steps:
         weight_B = self._weights(draw)
         parts: dict[str, Tensor] = {}
         if loss.alpha:
-            softmaxes = [
-                mnsce(
-                    query_BD,
-                    candidate_CD,
-                    target_B,
-                    loss.temperature,
-                    self._log_q(draw, items, drawn_count),
-                    self._excluded(draw, batch, items),
-                    weight_B,
-                )
-                for candidate_CD, items, drawn_count in (
-                    (fresh_PD, positives_P, 0),
-                    (banked_CD, items_C, loss.catalogue_negatives),
-                )
-            ]
-            parts["mnsce"] = torch.stack(softmaxes).mean()
+            pools = (fresh_PD, positives_P, 0), (banked_CD, items_C, loss.catalogue_negatives)
+            parts |= self._mnsce(query_BD, pools, draw, batch)
         if loss.beta and len(hard_J):
             known_BK = hard_BK >= 0
             negative_BKD = hard_JD[torch.from_numpy(np.searchsorted(hard_J, np.where(known_BK, hard_BK, hard_J[0])))]
@@ -185,6 +172,38 @@ class Steps:
         beta = loss.beta * hard_share(self.config, step)
         total = loss.alpha * parts.get("mnsce", torch.zeros(())) + beta * parts.get("hnst", torch.zeros(()))
         return {"loss": total, **parts}
+
+    def _mnsce(
+        self, query_BD: Tensor, pools: Sequence[tuple[Tensor, Ints, int]], draw: Draw, batch: Encoded
+    ) -> dict[str, Tensor]:
+        """MNSCE, the mean over pools of candidates; with `loss.matryoshka` the weighted mean of it on whole vectors
+        (weight 1) and on their prefixes, and each of these by its size (Kusupati et al. 2022, equation 1).
+
+        Args:
+            query_BD: unit vectors.
+            pools: unit vectors of candidates, their item rows, and how many of them were drawn from the catalogue.
+        """
+        loss, target_B, weight_B = self.config.loss, torch.from_numpy(batch.target_B), self._weights(draw)
+        masks = [
+            (self._log_q(draw, items_C, drawn), self._excluded(draw, batch, items_C)) for _, items_C, drawn in pools
+        ]
+
+        def mean(asked_BD: Tensor, candidates: Sequence[Tensor]) -> Tensor:
+            softmaxes = [
+                mnsce(asked_BD, candidate_CD, target_B, loss.temperature, log_q_C, excluded_BC, weight_B)
+                for candidate_CD, (log_q_C, excluded_BC) in zip(candidates, masks, strict=True)
+            ]
+            return torch.stack(softmaxes).mean()
+
+        candidates = [candidate_CD for candidate_CD, _, _ in pools]
+        whole = mean(query_BD, candidates)
+        if not loss.matryoshka:
+            return {"mnsce": whole}
+        short = {size: mean(prefix(query_BD, size), [prefix(c, size) for c in candidates]) for size in loss.matryoshka}
+        weight = loss.matryoshka_weight
+        total = (whole + weight * torch.stack(list(short.values())).sum()) / (1.0 + weight * len(short))
+        by_size = {f"mnsce_{size}": value for size, value in (short | {query_BD.shape[1]: whole}).items()}
+        return {"mnsce": total, **by_size}
 
     def _encode(self, draw: Draw, step: int) -> Encoded:
         examples, config = self.shop.examples, self.config.model

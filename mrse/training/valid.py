@@ -6,7 +6,7 @@ Shapes: M requests, N items, D size of the vectors, E experts.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mrse.errors import TrainingFailed
 from mrse.model.encode import fuse_catalogue, inference
+from mrse.model.matryoshka import prefix
 from mrse.training.data import Ints
 from mrse.training.search import nearest
 from mrse.training.steps import Banks, Steps, shopper_memory
@@ -34,6 +35,7 @@ class Scores:
         uniformity: of the item vectors; see `uniformity`.
         alignment: mean of `alignment` over the requests; None without requests.
         query_share, item_share: mean preference of each expert, by name; queries only where there are requests.
+        prefix_recall: as `recall`, of vectors cut to each size in `loss.matryoshka`.
     """
 
     recall: float | None
@@ -42,10 +44,12 @@ class Scores:
     alignment: float | None
     query_share: dict[str, float]
     item_share: dict[str, float]
+    prefix_recall: dict[int, float] = field(default_factory=dict)
 
     def flat(self) -> dict[str, float]:
         """As one row of metrics."""
         row = {} if self.recall is None else {"recall": self.recall}
+        row |= {f"recall_{size}": recall for size, recall in self.prefix_recall.items()}
         row |= {_RANK: self.rank, _UNIFORMITY: self.uniformity}
         row |= {} if self.alignment is None else {"alignment": self.alignment}
         row |= {_QUERY_SHARE + name: share for name, share in self.query_share.items()}
@@ -60,26 +64,31 @@ def evaluate(steps: Steps, banks: Banks, k: int) -> Scores:
     epoch = int(requests.epoch_M.min(initial=len(shop.profiles) - 1))
     item_ND, share_NE = fuse_catalogue(model, banks.items_NEH, shop.item_queries(epoch), banks.queries_QEH, 2048)
     sample_SD = item_ND[torch.linspace(0, len(item_ND) - 1, min(len(item_ND), _SAMPLE)).long()]
-    hits, shares, distances = [], [], []
-    exact_ND = item_ND.double()
+    shares, distances = [], []
+    sizes = (*steps.config.loss.matryoshka, item_ND.shape[1])
+    exact = {size: prefix(item_ND.double(), size) for size in sizes}
+    hits: dict[int, list[float]] = {size: [] for size in sizes}
     with inference(model):
         for start in range(0, len(requests), _BATCH):
             rows_B = np.arange(start, min(start + _BATCH, len(requests)))
             own_BEH = banks.queries_QEH[torch.from_numpy(requests.query_M[rows_B])].float()
             fused = model.fuse_queries(own_BEH, shopper_memory(requests.shoppers, rows_B, banks))
-            top_BK = nearest(fused.vector_BD, exact_ND, k).numpy()
             relevant = [requests.relevant[row] for row in rows_B]
-            hits += recalls(top_BK, relevant)
+            for size in sizes:
+                top_BK = nearest(prefix(fused.vector_BD.double(), size), exact[size], k).numpy()
+                hits[size] += recalls(top_BK, relevant)
             distances += alignment(fused.vector_BD, item_ND, relevant)
             shares.append(fused.preference_BE)
     names = model.experts.names
+    recall = {size: float(np.mean(found)) for size, found in hits.items() if found}
     return Scores(
-        recall=float(np.mean(hits)) if hits else None,
+        recall=recall.pop(sizes[-1], None),
         rank=effective_rank(sample_SD),
         uniformity=uniformity(sample_SD),
         alignment=float(np.mean(distances)) if distances else None,
         query_share=dict(zip(names, torch.cat(shares).mean(dim=0).tolist(), strict=True)) if shares else {},
         item_share=dict(zip(names, share_NE.mean(dim=0).tolist(), strict=True)),
+        prefix_recall=recall,
     )
 
 
@@ -139,10 +148,10 @@ def check_collapse(row: Mapping[str, float], min_share: float, min_rank: float, 
     Raises:
         TrainingFailed: naming the expert and its share, the rank, or the uniformity.
     """
-    for prefix, side in ((_QUERY_SHARE, "queries"), (_ITEM_SHARE, "items")):
+    for head, side in ((_QUERY_SHARE, "queries"), (_ITEM_SHARE, "items")):
         for key, share in row.items():
-            if key.startswith(prefix) and share < min_share:
-                name = key.removeprefix(prefix)
+            if key.startswith(head) and share < min_share:
+                name = key.removeprefix(head)
                 raise TrainingFailed(
                     f"expert {name} collapsed: its mean preference over {side} is {share:.4f}, below "
                     f"train.min_expert_share = {min_share}; switch it off (train.model.experts.{name}) or train longer"

@@ -41,6 +41,8 @@ def with_value(dotted: str, value: Any) -> dict[str, Any]:
         ("train.learning_rate", -1.0, "greater than 0"),
         ("train.model.experts", {"vbert": False, "ftatt": False, "light_bert": False}, "at least one expert"),
         ("train.loss", {"alpha": 0, "beta": 0}, "no loss"),
+        ("train", {"loss": {"matryoshka": [64, 256]}}, "below model.dim = 256"),
+        ("train", {"loss": {"matryoshka": [64, 32]}}, "is not ascending"),
         ("train.loss.mine", {"first": 9, "last": 3}, "are no ranks from 1"),
         ("train.loss.mine", {"first": 0, "last": 3}, "are no ranks from 1"),
         ("validate_logs.max_quarantined", 1.5, "less than or equal to 1"),
