@@ -225,6 +225,22 @@ def rollback(
 
 
 @app.command()
+def export(
+    out: Annotated[Path, typer.Argument(help="The folder to write to; what is in it goes.")],
+    model: Annotated[Path | None, typer.Option(help="A model package; default: models/challenger.")] = None,
+) -> None:
+    """Write a model's query and item encoders as ONNX files, to serve without torch."""
+    _, workspace = _load()
+    from mrse.index.layout import CHALLENGER_PACKAGE
+    from mrse.model.export import export_encoders
+    from mrse.model.retriever import Retriever
+
+    retriever = Retriever.load(workspace / CHALLENGER_PACKAGE if model is None else model)
+    export_encoders(retriever, out)
+    print(f"{out} holds the encoders of model {retriever.fingerprint[:12]}")
+
+
+@app.command()
 def ablate(
     only: Annotated[list[str] | None, typer.Option(help="A variant or a group of ablate.variants; repeatable.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="How many trainings of each, from train.seed on.")] = 3,

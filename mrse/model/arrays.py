@@ -121,6 +121,14 @@ class TokenisedTexts:
             grams_UG=self._grams_UG.astype(np.int64),
         )
 
+    def batches(self, batch_size: int) -> Iterator[tuple[NDArray[np.int64], TextArrays]]:
+        """All texts, a batch with its rows at a time; few texts are one batch, which costs no gather."""
+        if 0 < len(self) <= batch_size // 2:
+            yield np.arange(len(self)), self.whole()
+            return
+        for rows_B in batches_of_like_size(self.sizes_N, batch_size):
+            yield rows_B, self.arrays(rows_B)
+
 
 @dataclass(frozen=True)
 class Catalogue:
