@@ -280,6 +280,9 @@ class TrainConfig(Section):
     align_steps: NonNegative = 300
     fuse_steps: Positive = 600
     batch_size: Positive = 128
+    # Rows that go through the experts at once, with the gradient of the whole batch: bounds the memory of a large batch
+    # for about a third more time in the experts. 0: the whole batch.
+    chunk_size: NonNegative = 0
     learning_rate: PositiveFloat = 1e-3
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
     warmup_share: Share = 0.05

@@ -32,6 +32,21 @@ class Texts:
     def __len__(self) -> int:
         return len(self.tokens_BL)
 
+    def rows(self, start: int, stop: int) -> Texts:
+        """Some rows, cut to the longest of them and to the words that occur there; for all rows the batch as it is."""
+        if stop - start == len(self):
+            return self
+        inside_BL, words_BW = self.inside_BL[start:stop], self.words_BW[start:stop]
+        pieces = 1 + int(inside_BL.any(dim=0).nonzero().max())
+        # A zero in front: padding keeps row 0, also where every row is full.
+        distinct_U, place_P = torch.unique(F.pad(words_BW.flatten(), (1, 0)), return_inverse=True)
+        return Texts(
+            tokens_BL=self.tokens_BL[start:stop, :pieces],
+            inside_BL=inside_BL[:, :pieces],
+            words_BW=place_P[1:].view(words_BW.shape),
+            grams_UG=self.grams_UG[distinct_U],
+        )
+
 
 def concatenated(first: Texts, second: Texts) -> Texts:
     """Two batches as one, padded to the longer."""

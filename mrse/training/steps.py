@@ -7,7 +7,7 @@ the vectors, N items.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -24,6 +24,7 @@ from mrse.model.loss import hnst, mnsce
 from mrse.model.matryoshka import prefix
 from mrse.model.retriever import Retriever
 from mrse.training.augment import drop_modalities, hide_pieces, pseudo_query
+from mrse.training.chunks import in_chunks
 from mrse.training.data import Ints, Shop, Shoppers
 from mrse.training.mining import Mined, Miner
 from mrse.training.sampling import PSEUDO, Draw, Exclusions, Sampler, catalogue_items, log_q, pick_hard
@@ -216,15 +217,28 @@ class Steps:
         asked = concatenated(self.shop.query_texts.batch(queries), made.batch(np.arange(len(made))))
         # Rows of examples share the encoding of their query; every self-made pair has its own.
         row_B = np.concatenate([query_place, len(queries) + np.arange(len(made))])
+        asked = hide_pieces(asked, config.word_dropout)
+        query_UEH = self._in_chunks(lambda start, stop: self.model.encode_texts(asked.rows(start, stop)), len(asked))
+        return Encoded(query_UEH[torch.from_numpy(row_B)], self._encode_items(positives_P), positives_P, target_B)
+
+    def _encode_items(self, positives_P: Ints) -> Tensor:
+        config = self.config.model
+        texts = hide_pieces(self.shop.item_texts.batch(positives_P), config.word_dropout)
+        images_PTV, pictured_P = self.shop.pictures.batch(positives_P)
+        seen = texts
+        if pictured_P is not None:
+            seen, pictured_P = drop_modalities(texts, pictured_P, config.modality_dropout)
+
+        def encode(start: int, stop: int) -> Tensor:
+            images = None if images_PTV is None else images_PTV[start:stop]
+            pictured = None if pictured_P is None else pictured_P[start:stop]
+            return self.model.encode_items(texts.rows(start, stop), images, pictured, seen.rows(start, stop))
+
+        return self._in_chunks(encode, len(positives_P))
+
+    def _in_chunks(self, encode: Callable[[int, int], Tensor], rows: int) -> Tensor:
         with self.precision():
-            query_UEH = self.model.encode_texts(hide_pieces(asked, config.word_dropout))
-            texts = hide_pieces(self.shop.item_texts.batch(positives_P), config.word_dropout)
-            images_BTV, pictured_B = self.shop.pictures.batch(positives_P)
-            seen = texts
-            if pictured_B is not None:
-                seen, pictured_B = drop_modalities(texts, pictured_B, config.modality_dropout)
-            positive_PEH = self.model.encode_items(texts, images_BTV, pictured_B, seen)
-        return Encoded(query_UEH[torch.from_numpy(row_B)], positive_PEH, positives_P, target_B)
+            return in_chunks(encode, rows, self.config.chunk_size)
 
     def _fuse_items(
         self, batch: Encoded, items_C: Ints, hard_J: Ints, draw: Draw, banks: Banks

@@ -175,6 +175,7 @@ def test_the_grade_of_relevance_is_configured(tmp_path):
         {"loss": {"matryoshka": [4, 16]}},
         {"loss": {"catalogue_negatives": 0, "logq": False}},
         {"self_pairs": 0.0},
+        {"chunk_size": 10},
         {"align_steps": 0},
         {"precision": "bfloat16"},
         {"keep": "last"},

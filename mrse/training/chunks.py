@@ -1,0 +1,40 @@
+"""Large batches through the experts in chunks (GradCache, Gao et al. 2021).
+
+A softmax over a batch needs every encoding at once, but not every activation. The encodings are kept; what lies inside
+the experts is computed again, chunk by chunk and with the random bits of the first time, when the gradient of a chunk's
+encodings has arrived. The gradient is that of the whole batch; memory for activations is that of one chunk, for about
+a third more time in the experts.
+
+Shapes: B rows, E experts, H hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+
+def in_chunks(encode: Callable[[int, int], Tensor], rows: int, size: int) -> Tensor:
+    """Encode rows, at most `size` at once; 0: all at once.
+
+    Args:
+        encode: rows `start` to `stop` as `(stop - start, E, H)`; called again in the backward pass, so it must depend
+            on nothing but them, the weights and torch's generator.
+        rows: B.
+        size: rows of a chunk.
+
+    Returns:
+        `(B, E, H)`.
+    """
+    if size == 0 or rows <= size:
+        return encode(0, rows)
+    starts = range(0, rows, size)
+    return torch.cat([_encoded_twice(encode, start, min(start + size, rows)) for start in starts])
+
+
+def _encoded_twice(encode: Callable[[int, int], Tensor], start: int, stop: int) -> Tensor:
+    encoded: Tensor = checkpoint(encode, start, stop, use_reentrant=False, preserve_rng_state=True)
+    return encoded
