@@ -79,7 +79,7 @@ class Embedded:
         self.name = name
         self._retriever = retriever
         folders = workspace / "data/clean", workspace / "data/profiles"
-        say(f"gate: embedding the catalogue with {name}")
+        say(f"scoring: embedding the catalogue with {name}")
         catalogue = load_catalogue(retriever, *folders, workspace, cache_dir, asof)
         self._items = _by_id(retriever.encode_catalogue(catalogue))
         self._bank = HistoryBank(self._items.item_ids, self._items.bank)
