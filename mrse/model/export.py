@@ -3,8 +3,8 @@
 ONNX and not `torch.export`: loading a `.pt2` archive may unpickle, an ONNX file is data alone.
 
 Letters of a graph's inputs name their sizes. Free: B rows, L word pieces, W words, U distinct words, M remembered
-things. Fixed by the model: G n-grams of a word, T image tokens, V image feature size, E experts, H hidden, D size of the
-vectors.
+things. Fixed by the model: G n-grams of a word, T image tokens, V image feature size, E experts, H hidden, D size of
+the vectors.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _OPSET = 20
 
 
 def export_encoders(retriever: Retriever, folder: Path) -> None:
-    """Write both encoders and what they need beside them; what was in `folder` goes. Costs 10 to 20 s.
+    """Write both encoders and what they need beside them; what was in `folder` goes. Takes some 20 s.
 
     Args:
         retriever: saved or loaded, so that it has a fingerprint.

