@@ -52,7 +52,8 @@ def log_card(services: ServicesConfig, workspace: Path) -> bool:
         ServiceError: MLflow does not answer.
     """
     version = read_handed(workspace / "models/challenger.json", "train")
-    if tracking.get_version(services, version["version"]) is None:
+    known = tracking.get_version(services, version["version"])
+    if known is None or known.fingerprint != version["fingerprint"]:
         return False
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / CARD).write_text(make_card(workspace), encoding="utf-8")
