@@ -215,6 +215,9 @@ class ModelConfig(Section):
     title_length: Positive = 32
     experts: ExpertsConfig = ExpertsConfig()
     user_history: bool = True
+    # Most items read of a shopper's history, its newest, in training and after; more than build_profiles keeps changes
+    # nothing.
+    history_length: Positive = 20
     item_history: bool = True
     preferences: bool = True
     images: bool = True

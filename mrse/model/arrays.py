@@ -234,16 +234,17 @@ class ShopperArrays:
 
     @classmethod
     def build(
-        cls, histories: Sequence[History | None], bank: HistoryBank | None, experts: int, hidden: int
+        cls, histories: Sequence[History | None], bank: HistoryBank | None, length: int, experts: int, hidden: int
     ) -> ShopperArrays:
         """Look histories up; items that the bank lacks are skipped, and without a bank nobody is known.
 
         Args:
             histories: B of them; None: nobody.
             bank: rows of E = `experts` times H = `hidden`.
+            length: most items read of a history, its newest; as many as in training (`model.history_length`).
             experts, hidden: the sizes to use where there is no bank.
         """
-        known = [_known(history, bank) for history in histories]
+        known = [_known(history, bank, length) for history in histories]
         M = max([1, *(len(entries) for entries in known)])
         row_BM = np.full((len(known), M), -1, dtype=np.int64)
         action_BM, age_BM = np.zeros_like(row_BM), np.zeros_like(row_BM)
@@ -323,11 +324,12 @@ def item_text(title: str, category: str | None) -> str:
     return f"{title} {category.replace('>', ' ')}".replace("   ", " ") if category else title
 
 
-def _known(history: History | None, bank: HistoryBank | None) -> list[tuple[int, int, int]]:
+def _known(history: History | None, bank: HistoryBank | None, length: int) -> list[tuple[int, int, int]]:
     if history is None or bank is None:
         return []
     found = []
-    for item, action, age in zip(history.item_ids, history.actions, history.ages_hours, strict=True):
+    entries = list(zip(history.item_ids, history.actions, history.ages_hours, strict=True))
+    for item, action, age in entries[:length]:
         row = bank.row(item)
         if row is not None:
             found.append((row, action_code(action), age_bucket(age)))

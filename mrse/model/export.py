@@ -165,6 +165,7 @@ def _settings(retriever: Retriever) -> dict[str, Any]:
         "experts": list(retriever.experts),
         "query_length": config.query_length,
         "title_length": config.title_length,
+        "history_length": config.history_length,
         "image_tokens": retriever.settings["image_tokens"],
         "image_dim": retriever.settings["image_dim"],
         "reads_images": retriever.reads_images,

@@ -133,7 +133,8 @@ class ExportedQueryEncoder:
         encoded = graph.room([], len(queries))
         for rows_B, texts in graph.texts(queries, "query_length").batches(_BATCH):
             known = [None if histories is None else histories[row] for row in rows_B]
-            shoppers = ShopperArrays.build(known, bank, len(graph.experts), graph.hidden)
+            length = graph.settings["history_length"]
+            shoppers = ShopperArrays.build(known, bank, length, len(graph.experts), graph.hidden)
             graph.run(vars(texts) | vars(shoppers), encoded, rows_B)
         return encoded
 

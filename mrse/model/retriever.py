@@ -214,8 +214,9 @@ class Retriever:
         return query_bank(self.model, self.query_texts(queries), batch_size)
 
     def shopper_memory(self, histories: Sequence[History | None], bank: HistoryBank | None) -> Memory:
-        """The shopper half: the bank's rows, actions and ages of each history, padded to the longest."""
-        arrays = ShopperArrays.build(histories, bank, len(self.experts), self.model.config.hidden)
+        """The shopper half: the bank's rows, actions and ages of each history's newest `model.history_length` items."""
+        model = self.model.config
+        arrays = ShopperArrays.build(histories, bank, model.history_length, len(self.experts), model.hidden)
         return Memory(
             memory_BMEH=torch.from_numpy(arrays.memory_BMEH).float(),
             known_BM=torch.from_numpy(arrays.known_BM),

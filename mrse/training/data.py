@@ -148,8 +148,9 @@ def load_shop(
     flat_profile_queries = pc.list_flatten(profile_table.column("queries")).to_pylist()
     queries = _Index()
     asofs = sorted(set(profile_table.column("asof").to_pylist()))
-    example_rows = _examples(examples, ids, asofs, queries)
-    request_rows, dropped = _requests(requests, ids, asofs, queries, relevant_grade, max_requests)
+    length = retriever.model.config.history_length
+    example_rows = _examples(examples, ids, asofs, queries, length)
+    request_rows, dropped = _requests(requests, ids, asofs, queries, length, relevant_grade, max_requests)
     item_profiles = _profiles(profile_table, ids, asofs, queries.rows(flat_profile_queries))
     return Shop(
         item_ids=ids.to_pylist(),
@@ -188,7 +189,9 @@ class _Index:
         return list(self._row) or [""]
 
 
-def _examples(table: pa.Table, ids: pa.Array, asofs: list[object], queries: _Index) -> tuple[Examples, dict[str, int]]:
+def _examples(
+    table: pa.Table, ids: pa.Array, asofs: list[object], queries: _Index, history_length: int
+) -> tuple[Examples, dict[str, int]]:
     item_M = _rows(table.column("item_id"), ids)
     sold = item_M >= 0
     dropped = {"examples_of_unknown_items": int((~sold).sum())}
@@ -205,13 +208,19 @@ def _examples(table: pa.Table, ids: pa.Array, asofs: list[object], queries: _Ind
         weight_M=weight_M / max(float(weight_M.mean()), 1e-12) if len(weight_M) else weight_M,
         hard_MK=_padded(table.column("hard_negatives"), _rows(_flat(table, "hard_negatives"), ids), -1),
         epoch_M=_epochs(table, asofs),
-        shoppers=_shoppers(table, ids),
+        shoppers=_shoppers(table, ids, history_length),
     )
     return examples, dropped
 
 
 def _requests(
-    table: pa.Table, ids: pa.Array, asofs: list[object], queries: _Index, grade: float, most: int
+    table: pa.Table,
+    ids: pa.Array,
+    asofs: list[object],
+    queries: _Index,
+    history_length: int,
+    grade: float,
+    most: int,
 ) -> tuple[Requests, dict[str, int]]:
     judged = pc.equal(table.column("source"), "judgments").to_numpy()
     relevant_M = _padded(table.column("relevant"), _rows(_flat(table, "relevant"), ids), -1)
@@ -227,7 +236,7 @@ def _requests(
         query_M=queries.rows(table.column("query").to_pylist()),
         relevant=[np.unique(relevant_M[row][keep_MR[row]]) for row in usable],
         epoch_M=_epochs(table, asofs),
-        shoppers=_shoppers(table, ids),
+        shoppers=_shoppers(table, ids, history_length),
     )
     return requests, dropped
 
@@ -248,15 +257,15 @@ def _profiles(table: pa.Table, ids: pa.Array, asofs: list[object], query_rows: I
     return profiles
 
 
-def _shoppers(table: pa.Table, ids: pa.Array) -> Shoppers:
+def _shoppers(table: pa.Table, ids: pa.Array, length: int) -> Shoppers:
     actions = _flat(table, "hist_actions").to_pylist()
     ages = _flat(table, "hist_ages").to_pylist()
     codes = np.array([action_code(action) for action in actions], dtype=np.int64)
     buckets = np.array([age_bucket(age) for age in ages], dtype=np.int64)
     return Shoppers(
-        item_ML=_padded(table.column("hist_items"), _rows(_flat(table, "hist_items"), ids), -1),
-        action_ML=_padded(table.column("hist_actions"), codes, 0),
-        age_ML=_padded(table.column("hist_ages"), buckets, 0),
+        item_ML=_padded(table.column("hist_items"), _rows(_flat(table, "hist_items"), ids), -1)[:, :length],
+        action_ML=_padded(table.column("hist_actions"), codes, 0)[:, :length],
+        age_ML=_padded(table.column("hist_ages"), buckets, 0)[:, :length],
     )
 
 

@@ -67,6 +67,13 @@ def test_queries_of_known_shoppers(fresh, queries, bank):
     assert np.abs(expected - fresh.encode_queries(QUERIES)).max() > 100 * CLOSE, "histories matter"
 
 
+def test_a_long_history_is_cut_as_the_model_cuts_it(fresh, queries, bank):
+    long = History(bank.item_ids[:50], ["click"] * 50, [float(place) for place in range(50)])
+    cut = History(long.item_ids[:20], long.actions[:20], long.ages_hours[:20])
+    assert np.array_equal(queries.encode(["shirt"], [long], bank), queries.encode(["shirt"], [cut], bank))
+    assert np.abs(queries.encode(["shirt"], [long], bank) - fresh.encode_queries(["shirt"], [long], bank)).max() < CLOSE
+
+
 @pytest.mark.parametrize("query", QUERIES)
 def test_one_query_at_a_time(fresh, queries, bank, query):
     one = histories(bank)[:1]

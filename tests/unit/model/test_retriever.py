@@ -93,6 +93,20 @@ def test_histories_move_queries_and_unknown_items_are_skipped(fresh, bank):
     assert np.allclose(moved[2], plain[2], atol=1e-5)
 
 
+def test_no_more_of_a_history_is_read_than_in_training(fresh, bank):
+    """The newest `history_length` items, sold or not, as training cuts them."""
+    newest = history(bank, *range(20))
+    longer = history(bank, *range(20), *range(60, 90))
+    assert fresh.model.config.history_length == 20
+    assert fresh.shopper_memory([longer], bank).known_BM.shape == (1, 20)
+    cut, whole = (fresh.encode_queries(["shirt"], [known], bank) for known in (newest, longer))
+    assert np.array_equal(cut, whole)
+    shorter = fresh.encode_queries(["shirt"], [history(bank, *range(19))], bank)
+    assert not np.allclose(cut, shorter, atol=1e-6)
+    gone = History(["gone", *longer.item_ids], ["click", *longer.actions], [0.0, *longer.ages_hours])
+    assert np.allclose(fresh.encode_queries(["shirt"], [gone], bank), shorter, atol=1e-6)
+
+
 def test_a_history_without_a_bank_is_nobody(fresh, bank):
     assert np.allclose(fresh.encode_queries(["shirt"], [history(bank, 1)], None), fresh.encode_queries(["shirt"]))
     with pytest.raises(ValueError, match="1 histories for 2 queries"):

@@ -342,6 +342,26 @@ def test_the_shop_is_indexed_as_written(tiny, fresh_retriever):
     assert (shop.item_queries(0).query_NK[:, 0] >= 0).sum() == 64
 
 
+def test_histories_are_as_long_as_the_model_reads(tiny, tmp_path):
+    """Of training, of validation, and of the package that comes out."""
+    config = tiny_shop.config(**QUICK, model={"history_length": 2})
+    inputs = tiny / "features", tiny / "clean", tiny / "profiles"
+    shop, short = (
+        load_shop(Retriever.create(model, inputs[0]), *inputs, 0.7, 1000)
+        for model in (tiny_shop.config().model, config.model)
+    )
+    for part in ("examples", "requests"):
+        whole, cut = getattr(shop, part).shoppers, getattr(short, part).shoppers
+        for name in ("item_ML", "action_ML", "age_ML"):
+            assert getattr(whole, name).shape[1] == 5
+            assert np.array_equal(getattr(cut, name), getattr(whole, name)[:, :2])
+    run(tiny, tmp_path / "out", config)
+    loaded = Retriever.load(tmp_path / "out")
+    bank = HistoryBank(["a", "b", "c"], np.ones((3, 3, 32), dtype=np.float16))
+    known = History(["a", "b", "c"], ["click"] * 3, [1.0, 2.0, 3.0])
+    assert loaded.shopper_memory([known], bank).known_BM.shape == (1, 2)
+
+
 def test_judged_requests_count_only_what_is_good_enough(tmp_path, fresh_retriever):
     tiny_shop.write_shop(tmp_path, events=False)
     path = tmp_path / "profiles/requests.parquet"
