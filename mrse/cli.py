@@ -228,6 +228,7 @@ def rollback(
 def export(
     out: Annotated[Path, typer.Argument(help="The folder to write to; what is in it goes.")],
     model: Annotated[Path | None, typer.Option(help="A model package; default: models/challenger.")] = None,
+    int8_items: Annotated[bool, typer.Option(help="The item encoder in 8 bits: faster, slightly off.")] = False,
 ) -> None:
     """Write a model's query and item encoders as ONNX files, to serve without torch."""
     _, workspace = _load()
@@ -236,7 +237,7 @@ def export(
     from mrse.model.retriever import Retriever
 
     retriever = Retriever.load(workspace / CHALLENGER_PACKAGE if model is None else model)
-    export_encoders(retriever, out)
+    export_encoders(retriever, out, int8_items)
     print(f"{out} holds the encoders of model {retriever.fingerprint[:12]}")
 
 

@@ -2,11 +2,15 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from mrse import cli
 from mrse.errors import DataError
 from mrse.jsonfile import read_json, write_json
 from mrse.model.arrays import History, HistoryBank
@@ -17,6 +21,7 @@ from tests import tiny_shop
 
 QUERIES = ["red shirt", "blue boots for men and women", "", "!!!", "RED  Shirt", "a" * 500]
 CLOSE = 1e-4
+ROOT = Path(__file__).parents[3]
 
 
 def asked_for(catalogue):
@@ -31,7 +36,9 @@ def exported(fresh, tmp_path_factory):
     folder = tmp_path_factory.mktemp("export")
     saved = Retriever(fresh.model, fresh.assets, fresh.settings)
     saved.save(folder / "model")
-    export_encoders(saved, folder / "exported")
+    arguments = ["--params", str(ROOT / "params.yaml"), "export", str(folder / "exported"), "--model"]
+    done = CliRunner().invoke(cli.app, [*arguments, str(folder / "model")], catch_exceptions=False)
+    assert done.exit_code == 0 and f"holds the encoders of model {saved.fingerprint[:12]}" in done.stdout
     return folder / "exported"
 
 
@@ -121,6 +128,17 @@ def test_a_model_with_mechanisms_off(tiny, tmp_path):
     catalogue = asked_for(tiny_shop.catalogue())
     got = ExportedItemEncoder.load(tmp_path / "exported").encode(catalogue, queries)
     assert np.abs(got.vectors - retriever.encode_catalogue(catalogue).vectors).max() < CLOSE
+
+
+@pytest.mark.slow
+def test_items_in_eight_bits_are_nearly_the_same(exported, queries, encoded, tmp_path):
+    export_encoders(Retriever.load(exported.parent / "model"), tmp_path / "small", int8_items=True)
+    operations = {node.op_type for node in onnx.load(tmp_path / "small/item.onnx").graph.node}
+    assert "MatMulInteger" in operations and "Gemm" not in operations
+    got = ExportedItemEncoder.load(tmp_path / "small").encode(asked_for(tiny_shop.catalogue()), queries)
+    assert (got.vectors * encoded.vectors).sum(axis=1).min() > 0.999
+    same = ExportedQueryEncoder.load(tmp_path / "small").encode(QUERIES)
+    assert np.array_equal(same, queries.encode(QUERIES))
 
 
 def test_an_export_is_five_files_and_names_its_model(exported, queries):
