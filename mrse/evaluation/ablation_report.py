@@ -132,6 +132,7 @@ def differences(ablation: Ablation) -> Figure | None:
         axes.axvline(0.0, color=_SOFT, linewidth=0.8, zorder=0)
         axes.set_ylim(len(lines) - 0.4, -0.6)
         axes.set_yticks([])
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
         metric = shown(ablation.primary)
         full = ablation.full.lifts[ablation.primary].challenger
         axes.set_xlabel(f"{metric} minus the full model's ({plain(full)}); ticks: single seeds", color=_SOFT)
