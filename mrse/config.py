@@ -286,6 +286,12 @@ class TrainConfig(Section):
     # Rows that go through the experts at once, with the gradient of the whole batch: bounds the memory of a large batch
     # for about a third more time in the experts. 0: the whole batch.
     chunk_size: NonNegative = 0
+    # The stage starts so many processes on this machine, each with its share of the cores and of every batch; where a
+    # launcher such as torchrun starts the stage, the launcher decides. A killed run may go on with another number.
+    processes: Positive = 1
+    process_timeout_seconds: PositiveFloat = (
+        600.0  # how long a process waits for another; more than one validation takes
+    )
     learning_rate: PositiveFloat = 1e-3
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
     warmup_share: Share = 0.05

@@ -1,32 +1,52 @@
-"""`train`: the challenger, its curves, and its MLflow run and model version."""
+"""`train`: the challenger, its curves, and its MLflow run and model version; on one process or many."""
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
+
+import torch
 
 from mrse import component, tracking
 from mrse.config import Params
 from mrse.jsonfile import write_json
-from mrse.training import checkpoint
+from mrse.training import checkpoint, distributed
 from mrse.training.lineage import lineage
 from mrse.training.reports import write_curves
-from mrse.training.train import train
+from mrse.training.train import TrainReport, train
+
+_PACKAGE = "models/challenger"
 
 
 def body(params: Params, workspace: Path) -> str:
-    """Read `data/{clean,profiles,features}`; write `models/challenger`, `models/challenger.json`, `reports/train`."""
+    """Read `data/{clean,profiles,features}`; write `models/challenger`, `models/challenger.json`, `reports/train`.
+
+    With `train.processes` above 1 this process becomes torchrun, which starts the stage so many times; started by a
+    launcher it joins the others.
+    """
+    if params.train.processes > 1 and "WORLD_SIZE" not in os.environ:
+        _become_torchrun(params.train.processes, workspace)
     services = params.services.under(workspace)
-    cache_dir = Path(services.cache_dir)
-    package, curves = workspace / "models/challenger", workspace / "reports/train"
-    report = train(
-        params.train,
-        features=workspace / "data/features",
-        clean=workspace / "data/clean",
-        profiles=workspace / "data/profiles",
-        workspace=workspace,
-        out=package,
-        cache_dir=cache_dir,
-    )
+    with distributed.joined(params.train.process_timeout_seconds) as world:
+        report = train(
+            params.train,
+            features=workspace / "data/features",
+            clean=workspace / "data/clean",
+            profiles=workspace / "data/profiles",
+            workspace=workspace,
+            out=workspace / _PACKAGE,
+            cache_dir=Path(services.cache_dir),
+            world=world,
+        )
+    if not world.first:
+        return "the first process writes and registers"
+    return _registered(params, workspace, report)
+
+
+def _registered(params: Params, workspace: Path, report: TrainReport) -> str:
+    services = params.services.under(workspace)
+    curves = workspace / "reports/train"
     write_curves(report, curves)
     write_json(workspace / "reports/train.json", report.metrics)
     version = tracking.log_training_run(
@@ -34,7 +54,7 @@ def body(params: Params, workspace: Path) -> str:
         params=params.train.model_dump(mode="json"),
         metrics=report.metrics,
         curves=report.series(),
-        package=package,
+        package=workspace / _PACKAGE,
         artifacts=[curves, workspace / "reports/train.json"],
         tags=lineage(workspace),
         fingerprint=report.fingerprint,
@@ -46,6 +66,13 @@ def body(params: Params, workspace: Path) -> str:
     recall = report.metrics.get("recall")
     score = "no validation requests" if recall is None else f"validation recall@{params.train.valid_k} {recall:.3f}"
     return f"model version {version['version']}, {score}{resumed}"
+
+
+def _become_torchrun(processes: int, workspace: Path) -> None:
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // processes)))
+    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    stage = ["-m", "components.train", "--workspace", str(workspace)]
+    os.execv(sys.executable, [sys.executable, *launch, *stage])
 
 
 if __name__ == "__main__":

@@ -23,6 +23,8 @@ from mrse.model.history import Memory
 from mrse.model.inputs import TextTable
 from mrse.model.towers import Fused, Mrse
 
+_EVERY = slice(None)
+
 
 @dataclass(frozen=True)
 class Pictures:
@@ -94,19 +96,19 @@ def inference(model: Mrse) -> Iterator[None]:
             model.train()
 
 
-def item_bank(model: Mrse, texts: TextTable, pictures: Pictures, batch_size: int) -> Tensor:
-    """Expert outputs of every item, float16 `(N, E, H)`."""
+def item_bank(model: Mrse, texts: TextTable, pictures: Pictures, batch_size: int, rows: slice = _EVERY) -> Tensor:
+    """Expert outputs of every item, or of some rows of them, float16 `(N, E, H)`."""
 
     def encode(rows_B: NDArray[np.int64]) -> Tensor:
         return model.encode_items(texts.batch(rows_B), *pictures.batch(rows_B))
 
     # Pictured items apart: they have more tokens.
-    return _bank(model, texts.sizes_N + texts.length * (pictures.row_N >= 0), encode, batch_size)
+    return _bank(model, texts.sizes_N + texts.length * (pictures.row_N >= 0), encode, batch_size, rows)
 
 
-def query_bank(model: Mrse, texts: TextTable, batch_size: int) -> Tensor:
-    """Expert outputs of every distinct query, float16 `(Q, E, H)`."""
-    return _bank(model, texts.sizes_N, lambda rows_B: model.encode_texts(texts.batch(rows_B)), batch_size)
+def query_bank(model: Mrse, texts: TextTable, batch_size: int, rows: slice = _EVERY) -> Tensor:
+    """Expert outputs of every distinct query, or of some rows of them, float16 `(Q, E, H)`."""
+    return _bank(model, texts.sizes_N, lambda rows_B: model.encode_texts(texts.batch(rows_B)), batch_size, rows)
 
 
 def fuse_catalogue(
@@ -125,10 +127,15 @@ def fuse_catalogue(
 
 
 def _bank(
-    model: Mrse, sizes_N: NDArray[np.int64], encode: Callable[[NDArray[np.int64]], Tensor], batch_size: int
+    model: Mrse,
+    sizes_N: NDArray[np.int64],
+    encode: Callable[[NDArray[np.int64]], Tensor],
+    batch_size: int,
+    rows: slice,
 ) -> Tensor:
-    bank = torch.zeros(len(sizes_N), len(model.experts.names), model.config.hidden, dtype=torch.float16)
+    numbers = np.arange(len(sizes_N))[rows]
+    bank = torch.zeros(len(numbers), len(model.experts.names), model.config.hidden, dtype=torch.float16)
     with inference(model):
-        for rows_B in batches_of_like_size(sizes_N, batch_size):
-            bank[torch.from_numpy(rows_B)] = encode(rows_B).to(torch.float16)
+        for places_B in batches_of_like_size(sizes_N[rows], batch_size):
+            bank[torch.from_numpy(places_B)] = encode(numbers[places_B]).to(torch.float16)
     return bank

@@ -17,22 +17,21 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 
-def in_chunks(encode: Callable[[int, int], Tensor], rows: int, size: int) -> Tensor:
-    """Encode rows, at most `size` at once; 0: all at once.
+def in_chunks(encode: Callable[[int, int], Tensor], start: int, stop: int, size: int) -> Tensor:
+    """Encode B rows, `start` to `stop`, at most `size` at once; 0: all at once.
 
     Args:
         encode: rows `start` to `stop` as `(stop - start, E, H)`; called again in the backward pass, so it must depend
             on nothing but them, the weights and torch's generator.
-        rows: B.
         size: rows of a chunk.
 
     Returns:
         `(B, E, H)`.
     """
-    if size == 0 or rows <= size:
-        return encode(0, rows)
-    starts = range(0, rows, size)
-    return torch.cat([_encoded_twice(encode, start, min(start + size, rows)) for start in starts])
+    if size == 0 or stop - start <= size:
+        return encode(start, stop)
+    firsts = range(start, stop, size)
+    return torch.cat([_encoded_twice(encode, first, min(first + size, stop)) for first in firsts])
 
 
 def _encoded_twice(encode: Callable[[int, int], Tensor], start: int, stop: int) -> Tensor:

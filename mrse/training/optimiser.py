@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mrse.config import TrainConfig
 from mrse.errors import TrainingFailed
 from mrse.model.experts import FtAtt
+from mrse.training.distributed import ALONE, World
 
 _CLOSING_SHARE = 0.05
 _BETAS = (0.9, 0.98)
@@ -22,10 +23,11 @@ _BETAS = (0.9, 0.98)
 class Optimisers:
     """All parameters of a model, with the learning rate of each at each step."""
 
-    def __init__(self, config: TrainConfig, model: nn.Module) -> None:
+    def __init__(self, config: TrainConfig, model: nn.Module, world: World = ALONE) -> None:
         self._config = config
         self._model = model
-        tables = [module.grams.weight for module in model.modules() if isinstance(module, FtAtt)]
+        self._world = world
+        self._tables = tables = [module.grams.weight for module in model.modules() if isinstance(module, FtAtt)]
         embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
         groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
         for name, parameter in model.named_parameters():
@@ -57,7 +59,7 @@ class Optimisers:
             for group in optimiser.param_groups:
                 group["lr"] = self._config.learning_rate * rate(self._config, step, bool(group["experts"]))
         self._model.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        self._world.backward(loss, self._dense, self._tables)
         norm = nn.utils.clip_grad_norm_(self._dense, self._config.clip)
         if not bool(torch.isfinite(norm)):
             raise TrainingFailed(f"step {step}: the gradient is not finite; lower train.learning_rate")

@@ -26,6 +26,7 @@ from mrse.model.retriever import Retriever
 from mrse.training.augment import drop_modalities, hide_pieces, pseudo_query
 from mrse.training.chunks import in_chunks
 from mrse.training.data import Ints, Shop, Shoppers
+from mrse.training.distributed import ALONE, World
 from mrse.training.mining import Mined, Miner
 from mrse.training.sampling import PSEUDO, Draw, Exclusions, Sampler, catalogue_items, log_q, pick_hard
 
@@ -82,8 +83,9 @@ class Encoded:
 class Steps:
     """Losses of a step, from its number."""
 
-    def __init__(self, config: TrainConfig, retriever: Retriever, shop: Shop) -> None:
+    def __init__(self, config: TrainConfig, retriever: Retriever, shop: Shop, world: World = ALONE) -> None:
         self.config = config
+        self.world = world
         self.retriever = retriever
         self.model = retriever.model
         self.shop = shop
@@ -104,11 +106,13 @@ class Steps:
         return torch.autocast("cpu", dtype=torch.bfloat16, enabled=self._bfloat16)
 
     def refresh(self) -> Banks:
-        """New banks. Costs about as much as 20 steps for 5,000 items."""
+        """New banks, every process its part. Costs about as much as 20 steps for 5,000 items."""
+        shop, gather = self.shop, self.world.gather
+        items, queries = self.world.share(len(shop.item_texts)), self.world.share(len(shop.query_texts))
         with self.precision():
             return Banks(
-                item_bank(self.model, self.shop.item_texts, self.shop.pictures, _BANK_BATCH),
-                query_bank(self.model, self.shop.query_texts, _BANK_BATCH),
+                gather(item_bank(self.model, shop.item_texts, shop.pictures, _BANK_BATCH, items)),
+                gather(query_bank(self.model, shop.query_texts, _BANK_BATCH, queries)),
             )
 
     def mine(self, banks: Banks, step: int) -> Mined | None:
@@ -118,7 +122,9 @@ class Steps:
         end = min(step + self.config.bank_refresh_steps, self.config.align_steps + self.config.fuse_steps)
         rows = np.concatenate([self.sampler.draw(later).example_rows for later in range(step, end)])
         pairs = self._miner.lacking(rows)
-        return self._miner.mine(self.model, banks.items_NEH, banks.queries_QEH, self.shop.item_queries, pairs)
+        own = pairs[self.world.share(len(pairs))]
+        found = self._miner.mine(self.model, banks.items_NEH, banks.queries_QEH, self.shop.item_queries, own)
+        return Mined(pairs, self.world.gather(torch.from_numpy(found.item_XW)).numpy())
 
     def align(self, step: int) -> dict[str, Tensor]:
         """Phase 1: each expert alone matches queries and items by a softmax over the batch; their mean."""
@@ -218,7 +224,9 @@ class Steps:
         # Rows of examples share the encoding of their query; every self-made pair has its own.
         row_B = np.concatenate([query_place, len(queries) + np.arange(len(made))])
         asked = hide_pieces(asked, config.word_dropout)
-        query_UEH = self._in_chunks(lambda start, stop: self.model.encode_texts(asked.rows(start, stop)), len(asked))
+        query_UEH = self._encode_shares(
+            lambda start, stop: self.model.encode_texts(asked.rows(start, stop)), len(asked)
+        )
         return Encoded(query_UEH[torch.from_numpy(row_B)], self._encode_items(positives_P), positives_P, target_B)
 
     def _encode_items(self, positives_P: Ints) -> Tensor:
@@ -234,11 +242,13 @@ class Steps:
             pictured = None if pictured_P is None else pictured_P[start:stop]
             return self.model.encode_items(texts.rows(start, stop), images, pictured, seen.rows(start, stop))
 
-        return self._in_chunks(encode, len(positives_P))
+        return self._encode_shares(encode, len(positives_P))
 
-    def _in_chunks(self, encode: Callable[[int, int], Tensor], rows: int) -> Tensor:
+    def _encode_shares(self, encode: Callable[[int, int], Tensor], rows: int) -> Tensor:
+        """Every process its share of the rows, in chunks."""
+        size = self.config.chunk_size
         with self.precision():
-            return in_chunks(encode, rows, self.config.chunk_size)
+            return self.world.encode(lambda start, stop: in_chunks(encode, start, stop, size), rows)
 
     def _fuse_items(
         self, batch: Encoded, items_C: Ints, hard_J: Ints, draw: Draw, banks: Banks

@@ -2,7 +2,7 @@
 
 Cost on two cores with the default parameters: about 4.8 steps/s, a little over three minutes for 900; under 2 GB.
 Every random choice follows from (seed, step), so that a run that was killed and goes on gives the weights of an
-unbroken one (on the same machine, with the same number of threads).
+unbroken one (on the same machine, with the same number of threads and processes).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from mrse.progress import say, track
 from mrse.training import checkpoint
 from mrse.training.checkpoint import Checkpoint
 from mrse.training.data import Shop, load_shop
+from mrse.training.distributed import ALONE, World
 from mrse.training.optimiser import Optimisers
 from mrse.training.steps import Banks, Steps
 from mrse.training.valid import check_collapse, evaluate
@@ -33,6 +34,8 @@ Row = tuple[int, dict[str, float]]
 
 # A checkpoint of other code must never be gone on with: these decide what a step does.
 _SOURCES = (Path(__file__).parent, Path(towers.__file__).parent)
+# How a run is spread over processes: a killed run may go on with other numbers.
+_NO_PART_OF_A_RUN = {"processes", "process_timeout_seconds"}
 _START_SAMPLE = 4096
 _LOSS_EVERY = 10
 
@@ -74,6 +77,7 @@ def train(
     workspace: Path,
     out: Path,
     cache_dir: Path | None = None,
+    world: World = ALONE,
 ) -> TrainReport:
     """Train a challenger and write its package.
 
@@ -86,10 +90,11 @@ def train(
         out: the package's folder; written when training has ended.
         cache_dir: where checkpoints live (`<cache_dir>/train/<hash>`); None: no checkpoints. They stay until
             `checkpoint.clear(report.checkpoints)`, so that a failure after training costs no second training.
+        world: the processes that train together; the first one writes.
 
     Raises:
-        DataError: an input is missing or broken.
-        TrainingFailed: nothing to learn from, a loss that is not finite, or a collapsed expert.
+        DataError: an input is missing or broken, or differs between processes.
+        TrainingFailed: nothing to learn from, a loss that is not finite, a collapsed expert, or a process was lost.
     """
     started = time.perf_counter()
     torch.manual_seed(config.seed)
@@ -101,27 +106,33 @@ def train(
     retriever.model.fit_shop(shop.item_texts, shop.pictures.sample(_START_SAMPLE))
     folder = None
     if cache_dir is not None:
-        key = checkpoint.run_key(config.model_dump_json(), _input_files(features, clean, profiles) + _source_files())
-        checkpoint.clear_abandoned(cache_dir / "train", but=key)
+        settings = config.model_dump_json(exclude=_NO_PART_OF_A_RUN)
+        key = checkpoint.run_key(settings, _input_files(features, clean, profiles) + _source_files())
+        world.check_same(key, "configuration, inputs or code")
+        if world.first:
+            checkpoint.clear_abandoned(cache_dir / "train", but=key)
         folder = cache_dir / "train" / key
-    run = Run(config, retriever, shop, folder)
+    run = Run(config, retriever, shop, folder, world)
     run.resume()
     say(f"train: {len(shop.examples)} examples, {len(shop.item_ids)} items, {len(shop.requests)} validation requests")
     run.go()
-    retriever.save(out)
+    fingerprint = world.from_first(lambda: _saved(retriever, out))
     metrics = run.final_metrics() | {f"dropped_{reason}": float(n) for reason, n in shop.dropped.items()}
     metrics |= {"seconds": time.perf_counter() - started, "parameters": float(_parameters(retriever.model))}
-    return TrainReport(metrics, run.losses, run.valid, retriever.fingerprint, run.resumed_from, folder)
+    return TrainReport(metrics, run.losses, run.valid, fingerprint, run.resumed_from, folder)
 
 
 class Run:
     """One training run and its state: weights, optimiser, banks, curves, the best weights so far."""
 
-    def __init__(self, config: TrainConfig, retriever: Retriever, shop: Shop, folder: Path | None) -> None:
+    def __init__(
+        self, config: TrainConfig, retriever: Retriever, shop: Shop, folder: Path | None, world: World = ALONE
+    ) -> None:
         self.config = config
+        self.world = world
         self.model = retriever.model
-        self.steps = Steps(config, retriever, shop)
-        self.optimisers = Optimisers(config, self.model)
+        self.steps = Steps(config, retriever, shop, world)
+        self.optimisers = Optimisers(config, self.model, world)
         self.total = config.align_steps + config.fuse_steps
         self.losses: list[Row] = []
         self.valid: list[Row] = []
@@ -140,13 +151,14 @@ class Run:
         """Train from where it stands to the end, then put the weights to keep in place.
 
         Raises:
-            TrainingFailed: a loss or gradient is not finite, or the weights to keep have collapsed.
+            TrainingFailed: a loss or gradient is not finite, the weights to keep have collapsed, or a process was lost.
         """
+        self.world.copy_weights(self.model)
         self.model.train()
         for step in track(range(self._step, self.total), "training", unit="step"):
             self._one(step)
             self._step = step + 1
-            if self._folder is not None and self._step % self.config.checkpoint_every == 0:
+            if self.world.first and self._folder is not None and self._step % self.config.checkpoint_every == 0:
                 checkpoint.save(self._folder, self._state())
         bounds = self.config.min_expert_share, self.config.min_rank, self.config.max_uniformity
         check_collapse(dict(self.valid)[self._kept_step()], *bounds)
@@ -162,8 +174,8 @@ class Run:
         return {"kept_step": float(kept_step), "steps": float(self.total), **last, **kept}
 
     def resume(self) -> None:
-        """Go on from the last checkpoint, when there is one."""
-        found = checkpoint.load(self._folder) if self._folder is not None else None
+        """Go on from the first process's last checkpoint, if there is one, with however many processes it was made."""
+        found = self.world.from_first(lambda: None if self._folder is None else checkpoint.load(self._folder))
         if found is None:
             return
         if _shapes(found.part("model/")) != _shapes(self.model.state_dict()):
@@ -206,6 +218,7 @@ class Run:
             if fuse_step == 0:
                 sample = torch.linspace(0, len(banks.items_NEH) - 1, _START_SAMPLE).long()
                 self.model.start_fusion(banks.items_NEH[sample].float())
+                self.world.copy_weights(self.model)
                 self._evaluate(step)
             banks.mined = self.steps.mine(banks, step)
 
@@ -217,7 +230,8 @@ class Run:
         return self._banks
 
     def _evaluate(self, done: int) -> None:
-        scores = evaluate(self.steps, self._fresh(done), self.config.valid_k)
+        banks = self._fresh(done)
+        scores = self.world.from_first(lambda: evaluate(self.steps, banks, self.config.valid_k))
         row = scores.flat()
         self.valid.append((done, row))
         say(f"train: step {done}: " + ", ".join(f"{name} {value:.4f}" for name, value in row.items()))
@@ -263,6 +277,11 @@ class Run:
         self._best_recall, self._best_step = found.notes["best_recall"], found.notes["best_step"]
         self._sums, self._counted = dict(found.notes["sums"]), found.notes["counted"]
         self._step = found.step
+
+
+def _saved(retriever: Retriever, out: Path) -> str:
+    retriever.save(out)
+    return retriever.fingerprint
 
 
 def _input_files(features: Path, clean: Path, profiles: Path) -> list[Path]:

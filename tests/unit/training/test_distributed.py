@@ -1,0 +1,232 @@
+"""Two real processes against one: losses, gradients, banks, mined negatives; and what happens when one is lost."""
+
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from mrse.errors import TrainingFailed
+from mrse.model.retriever import Retriever
+from mrse.training.data import load_shop
+from mrse.training.distributed import ALONE, World, _own_random_bits, joined
+from mrse.training.steps import Banks, Steps
+from mrse.training.train import Run
+from tests import tiny_shop
+from tests.processes import together
+
+PLAIN = {"dropout": 0.0}  # texts, pictures and histories are still hidden at random
+STILL = PLAIN | {"word_dropout": 0.0, "modality_dropout": 0.0, "history_dropout": 0.0}
+CASES = {
+    "align": ("align", {"model": STILL}),
+    "fuse": ("fuse", {"model": STILL}),
+    "mined": ("fuse", {"model": STILL, "loss": {"mine": {"first": 2, "last": 30}}}),
+    "prefixes": ("fuse", {"model": STILL, "loss": {"matryoshka": [8]}}),
+    "chunks": ("fuse", {"model": STILL, "chunk_size": 7}),
+    "hidden": ("fuse", {"model": PLAIN}),
+    "one row": ("fuse", {"model": STILL, "batch_size": 1, "self_pairs": 0.0}),
+}
+STEP = 2
+SHORT = {"align_steps": 4, "fuse_steps": 8, "eval_every": 4, "bank_refresh_steps": 3, "min_rank": 1.0}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny")
+    tiny_shop.write_shop(folder)
+    return folder
+
+
+def made(tiny, config, world):
+    torch.manual_seed(0)
+    retriever = Retriever.create(config.model, tiny / "features")
+    shop = load_shop(retriever, tiny / "features", tiny / "clean", tiny / "profiles", 0.7, 1000)
+    retriever.model.fit_shop(shop.item_texts, shop.pictures.sample(100))
+    retriever.model.train()
+    return retriever, shop, Steps(config, retriever, shop, world)
+
+
+def split_parameters(model):
+    tables = [model.experts.each["ftatt"].grams.weight]
+    return [p for p in model.parameters() if p is not tables[0]], tables
+
+
+def one_step(tiny, case, world, banks=None):
+    """Loss, summed gradients, own gradients before the sum, and the banks of one case."""
+    phase, changes = CASES[case]
+    _, _, steps = made(tiny, tiny_shop.config(**changes), world)
+    refreshed = steps.refresh()
+    banks = refreshed if banks is None else Banks.of(banks)
+    banks.mined = steps.mine(banks, STEP)
+
+    def loss():
+        torch.manual_seed(5)
+        steps.model.zero_grad()
+        return (steps.align(STEP) if phase == "align" else steps.fuse(STEP, banks))["loss"]
+
+    def gradients():
+        return {n: p.grad.to_dense().clone() for n, p in steps.model.named_parameters() if p.grad is not None}
+
+    value = loss()
+    (value / world.size).backward()
+    own = gradients()
+    world.backward(loss(), *split_parameters(steps.model))
+    mined = torch.zeros(0) if banks.mined is None else torch.from_numpy(banks.mined.item_XW)
+    return {"loss": value.detach(), "gradients": gradients(), "own": own, "mined": mined} | {
+        "items": refreshed.items_NEH,
+        "queries": refreshed.queries_QEH,
+    }
+
+
+def every_case(world, tiny, banks, out):
+    found = {case: one_step(tiny, case, world, banks[case]) for case in CASES}
+    torch.save(found, out / f"{world.rank}.pt")
+
+
+@pytest.fixture(scope="module")
+def alone(tiny):
+    return {case: one_step(tiny, case, ALONE) for case in CASES}
+
+
+@pytest.fixture(scope="module")
+def both(tiny, alone, tmp_path_factory):
+    """What each of two processes found, with the banks of one process in the loss."""
+    out = tmp_path_factory.mktemp("both")
+    banks = {case: {"items": found["items"], "queries": found["queries"]} for case, found in alone.items()}
+    codes, logs = together(2, out, every_case, tiny, banks, out)
+    assert codes == [0, 0], logs
+    return [torch.load(out / f"{rank}.pt") for rank in range(2)]
+
+
+def furthest(one, other):
+    assert one.keys() == other.keys()
+    return max(float((one[name] - other[name]).abs().max()) for name in one)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_loss_and_gradients_are_those_of_one_process(alone, both, case):
+    want = alone[case]
+    assert max(float(g.abs().max()) for g in want["gradients"].values()) > 1e-2
+    for found in both:
+        assert float(found[case]["loss"]) == pytest.approx(float(want["loss"]), rel=1e-6, abs=1e-6)
+        assert furthest(found[case]["gradients"], want["gradients"]) < 1e-5
+    first, second = both
+    assert furthest(first[case]["gradients"], second[case]["gradients"]) == 0.0
+
+
+@pytest.mark.parametrize("case", ["align", "fuse"])
+def test_no_process_has_the_whole_gradient_before_the_sum(alone, both, case):
+    want = alone[case]["gradients"]
+    for found in both:
+        own = found[case]["own"]
+        for part in ("light_bert", "vbert", "ftatt"):
+            names = [name for name in own if part in name]
+            gap = furthest({n: own[n] for n in names}, {n: want[n] for n in names})
+            assert gap > 0.1 * max(float(want[n].abs().max()) for n in names)
+
+
+def test_hard_negatives_are_in_the_loss(tiny, both):
+    _, _, steps = made(tiny, tiny_shop.config(model=STILL), ALONE)
+    banks = steps.refresh()
+    torch.manual_seed(5)
+    assert float(steps.fuse(STEP, banks)["hnst"].detach()) > 0
+    logged, mined = both[0]["fuse"], both[0]["mined"]
+    assert float(logged["loss"]) != float(mined["loss"])
+
+
+def test_banks_and_mined_negatives_are_those_of_one_process(alone, both):
+    for case in ("fuse", "mined"):
+        for name in ("items", "queries"):
+            first, second = (found[case][name] for found in both)
+            assert first.dtype == torch.float16 and torch.equal(first, second)
+            assert torch.allclose(first.float(), alone[case][name].float(), atol=1e-3)
+    mined = alone["mined"]["mined"]
+    assert int((mined >= 0).sum()) > 100
+    for found in both:
+        assert torch.equal(found["mined"]["mined"], mined)
+
+
+def test_a_process_without_a_row_takes_part(alone, both):
+    assert alone["one row"]["gradients"].keys() == both[1]["one row"]["gradients"].keys()
+    assert all(float(g.abs().max()) == 0 for n, g in both[0]["one row"]["own"].items() if "light_bert.layers" in n)
+
+
+def whole_run(world, tiny, out):
+    retriever, shop, _ = made(tiny, config := tiny_shop.config(**SHORT, model={"dropout": 0.3}), world)
+    if world.rank:  # as on a machine whose random numbers differ
+        torch.nn.init.normal_(retriever.model.experts.tower_TEHH)
+    run = Run(config, retriever, shop, None, world)
+    run.resume()
+    run.go()
+    bits = torch.rand(4)
+    with _own_random_bits(world.rank):
+        own = torch.rand(4)
+    found = {"model": retriever.model.state_dict(), "losses": run.losses, "valid": run.valid, "own": own, "bits": bits}
+    torch.save(found, out / f"{world.rank}.pt")
+
+
+def test_with_dropout_the_processes_stay_in_step(tiny, tmp_path):
+    codes, logs = together(3, tmp_path, whole_run, tiny, tmp_path)
+    assert codes == [0, 0, 0], logs
+    first, *others = (torch.load(tmp_path / f"{rank}.pt") for rank in range(3))
+    for other in others:
+        assert furthest(first["model"], other["model"]) == 0.0
+        assert other["losses"] == first["losses"] and other["valid"] == first["valid"]
+        assert torch.equal(other["bits"], first["bits"]) and not torch.equal(other["own"], first["own"])
+    assert all(np.isfinite(value) for _, row in first["losses"] for value in row.values())
+    assert [step for step, _ in first["valid"]] == [4, 8, 12]
+    assert "step 12: recall" in logs[0] and logs[1] == logs[2] == ""
+
+
+def test_shares_are_all_rows_once_and_alike():
+    for size in (1, 2, 3, 7):
+        for rows in (0, 1, 2, 6, 7, 100):
+            shares = [list(range(rows))[World(rank, size).share(rows)] for rank in range(size)]
+            assert [row for share in shares for row in share] == list(range(rows))
+            assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_own_random_bits_leave_the_shared_stream_alone():
+    torch.manual_seed(3)
+    plain = torch.rand(3)
+    torch.manual_seed(3)
+    with _own_random_bits(1):
+        torch.rand(50)
+    assert torch.equal(torch.rand(3), plain)
+
+
+def meet(world, tmp_path):
+    """What processes say to one another, in numbers that are known."""
+    rank = world.rank
+    assert torch.equal(world.gather(torch.full((rank, 2), float(rank))), torch.tensor([[1.0, 1.0]]))
+    assert torch.equal(world.sum(torch.tensor([rank, 1])), torch.tensor([1, 2]))
+    assert world.from_first(lambda: f"made by {rank}") == "made by 0"
+    world.check_same("one", "values")
+    world.check_same(f"value {rank}", "inputs")
+
+
+def test_processes_that_differ_are_named(tmp_path):
+    codes, logs = together(2, tmp_path, meet, tmp_path)
+    assert codes == [1, 1]
+    assert "train: process 0 of 2: inputs differ between process 0 and process 1; give every machine" in logs[0]
+
+
+def silent(world):
+    if world.first:
+        world.gather(torch.zeros(1))
+    time.sleep(5)
+
+
+def test_a_process_that_does_not_answer_ends_the_others_in_time(tmp_path):
+    codes, logs = together(2, tmp_path, silent, timeout_s=2.0)
+    assert codes[0] == 1 and "did not answer within train.process_timeout_seconds" in logs[0]
+
+
+def test_a_process_whose_others_never_come_says_so(monkeypatch):
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(TrainingFailed, match="cannot meet the other processes"), joined(1.0):
+        pass
+    monkeypatch.delenv("RANK")
+    with pytest.raises(TrainingFailed, match="start all of them with torchrun"), joined(1.0):
+        pass
