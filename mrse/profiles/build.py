@@ -20,11 +20,11 @@ from mrse.data import contract
 from mrse.errors import DataError
 from mrse.profiles import tables
 from mrse.profiles.engine import Engine, duckdb
-from mrse.profiles.histories import histories, with_history
+from mrse.profiles.histories import Histories, read_histories, with_history
 from mrse.profiles.item_profiles import item_profiles
 from mrse.profiles.judged import Judged, judged_examples, judged_requests, read_judged
 from mrse.profiles.labels import SHOWN, Labels, event_examples, event_requests, read_labels
-from mrse.profiles.log import NAIVE, Log, instant, or_empty, read_log
+from mrse.profiles.log import NAIVE, Log, Span, instant, or_empty, read_log
 from mrse.profiles.split import Split, split_window
 
 
@@ -48,23 +48,29 @@ def build_profiles(clean: Path, out: Path, config: ProfilesConfig) -> dict[str, 
     read = sum(_rows(file) for file in files)
     with duckdb(config, out.parent) as engine:
         items = ibis.memtable(contract.read_items(clean).select(["item_id"]))
-        log = read_log(engine, engine.read(files, contract.EVENTS), items, split)
+        log = read_log(engine, engine.read(files, contract.EVENTS), items, split, read)
         grades = contract.read_judgments(clean).select(contract.JUDGMENTS.names)
         judged = read_judged(engine, engine.keep(ibis.memtable(grades)), log.items, config)
         labels = read_labels(engine, log, split)
-        report = _report(read, grades.num_rows, log, labels, judged, split, config)
+        report = _report(engine, read, grades.num_rows, log, labels, judged, split, config)
         _require_examples(clean, report)
-        moments = _moments(log, labels, split)
-        past = engine.keep(histories(engine, log.engaged, moments, split.end, config.history_length))
+        histories = read_histories(engine, log, _moments(log, labels, split), split.end, config.history_length)
+        has_events = bool(files)
         outputs = {
-            "users": (_users(log, past, split), tables.USERS),
+            "users": (_users(log, histories, split), tables.USERS),
             "items": (item_profiles(engine, log, split, config), tables.ITEMS),
-            "examples": (_examples(engine, log, labels, judged, past, split, config, bool(files)), tables.EXAMPLES),
-            "requests": (_requests(engine, log, labels, judged, past, split, config, bool(files)), tables.REQUESTS),
-            "queries": (_queries(log, split), tables.QUERIES),
+            "examples": (
+                _examples(engine, log, labels, judged, histories, split, config, has_events),
+                tables.EXAMPLES,
+            ),
+            "requests": (
+                _requests(engine, log, labels, judged, histories, split, config, has_events),
+                tables.REQUESTS,
+            ),
+            "queries": (_queries(engine, log, split), tables.QUERIES),
         }
         report["rows"] = {
-            name: engine.write(rows, out / f"{name}.parquet", schema) for name, (rows, schema) in outputs.items()
+            name: engine.write(parts, out / f"{name}.parquet", schema) for name, (parts, schema) in outputs.items()
         }
     return report
 
@@ -89,24 +95,25 @@ def _rows(file: Path) -> int:
 def _moments(log: Log, labels: Labels, split: Split) -> ir.Table:
     """When histories are asked for: at the start of every session with a label, and of every shopper at the end."""
     sessions = labels.groups.select("user_id", at="started")
-    shoppers = log.engaged.select("user_id", at=instant(split.end))
+    shoppers = log.shoppers.select("user_id", at=instant(split.end))
     both = sessions.union(shoppers)
-    return both.filter(both.user_id.notnull()).distinct()
+    return both.filter(both.user_id.notnull())
 
 
-def _users(log: Log, past: ir.Table, split: Split) -> ir.Table:
+def _users(log: Log, histories: Histories, split: Split) -> list[ir.Table]:
     """Every shopper who logged in, with the history as of the window's end."""
-    last = past.filter(past.at == split.end).drop("at").rename(hist_user="user_id")
+    moments = histories.moments
+    last = histories.before(moments.filter(moments.at == split.end)).drop("at").rename(hist_user="user_id")
     joined = log.shoppers.left_join(last, [("user_id", "hist_user")])
     lists = {name: or_empty(joined[name]) for name in ("hist_items", "hist_actions", "hist_times")}
-    return joined.mutate(**lists).order_by("user_id")
+    return [joined.mutate(**lists).order_by("user_id")]
 
 
-def _queries(log: Log, split: Split) -> ir.Table:
+def _queries(engine: Engine, log: Log, split: Split) -> list[ir.Table]:
     """How many sessions asked a query before the test days."""
-    asked = log.between(split.start, split.test_start).select("query", "session_id").distinct()
-    asked = asked.filter(asked["query"].strip() != "")
-    return asked.group_by("query").agg(requests=asked.count()).order_by("query")
+    asked = log.visits.filter(log.visits["first"] < split.test_start, log.visits["query"].strip() != "")
+    pairs = (rows.select("query", "session_id").distinct() for rows in log.parts(asked, asked["query"]))
+    return [engine.keep(*(rows.group_by("query").agg(requests=rows.count()) for rows in pairs)).order_by("query")]
 
 
 def _examples(
@@ -114,12 +121,14 @@ def _examples(
     log: Log,
     labels: Labels,
     judged: Judged,
-    past: ir.Table,
+    histories: Histories,
     split: Split,
     config: ProfilesConfig,
     has_events: bool,
-) -> ir.Table:
-    rows = with_history(event_examples(engine, log, labels, judged, split, config), past)
+) -> list[ir.Table]:
+    spans = [span for span in log.spans if span.start < split.test_start]
+    made = (event_examples(log, labels, judged, span, split, config) for span in spans)
+    rows = engine.keep(*(_with_past(rows, histories, span) for rows, span in zip(made, spans, strict=True)))
     cut = _newest_cut(rows.at, split)
     behaved = rows.mutate(event_time=rows.at, hard_negatives=or_empty(rows.hard_negatives), profile_asof=cut)
     graded = judged_examples(judged, config)
@@ -129,7 +138,18 @@ def _examples(
         **_nulls("event_time", "session_id", "user_id", "action", schema=tables.EXAMPLES),
         **_empty("hist_items", "hist_actions", "hist_ages", schema=tables.EXAMPLES),
     )
-    return _both(behaved, graded, tables.EXAMPLES).order_by("split", "event_time", "session_id", "query", "item_id")
+    train, valid = (behaved.filter(behaved.split == part) for part in ("train", "valid"))
+    parts = [
+        *(_during(train, span) for span in spans if span.start < split.valid_start),
+        graded.filter(graded.split == "train"),
+        *(_during(valid, span) for span in spans if span.stop > split.valid_start),
+        graded.filter(graded.split == "valid"),
+    ]
+    return [rows.order_by("event_time", "session_id", "query", "item_id") for rows in parts]
+
+
+def _during(rows: ir.Table, span: Span) -> ir.Table:
+    return rows.filter(rows.at >= instant(span.start), rows.at < instant(span.stop))
 
 
 def _requests(
@@ -137,12 +157,14 @@ def _requests(
     log: Log,
     labels: Labels,
     judged: Judged,
-    past: ir.Table,
+    histories: Histories,
     split: Split,
     config: ProfilesConfig,
     has_events: bool,
-) -> ir.Table:
-    rows = with_history(event_requests(engine, log, labels, split, config), past)
+) -> list[ir.Table]:
+    spans = [span for span in log.spans if span.reach > split.valid_start]
+    made = (event_requests(log, labels, span, split, config) for span in spans)
+    rows = engine.keep(*(_with_past(rows, histories, span) for rows, span in zip(made, spans, strict=True)))
     behaved = rows.mutate(
         event_time=rows.at,
         source=ibis.literal("events"),
@@ -157,7 +179,13 @@ def _requests(
         **_nulls("user_id", "event_time", schema=tables.REQUESTS),
         **_empty("hist_items", "hist_actions", "hist_ages", *SHOWN, schema=tables.REQUESTS),
     )
-    return _both(behaved, graded, tables.REQUESTS).order_by("split", "request_id")
+    parts = (rows.filter(rows.split == part) for part in ("test", "valid") for rows in (behaved, graded))
+    return [rows.order_by("request_id") for rows in parts]
+
+
+def _with_past(rows: ir.Table, histories: Histories, span: Span) -> ir.Table:
+    moments = histories.moments
+    return with_history(rows, histories.before(moments.filter(span.began(moments.at))))
 
 
 def _digest(text: ir.StringValue) -> ir.StringValue:
@@ -176,10 +204,6 @@ def _request_cut(part: ir.StringValue, split: Split, has_events: bool) -> ir.Tim
 
 def _frozen(cut: datetime, has_events: bool) -> ir.TimestampScalar:
     return instant(cut if has_events else None)
-
-
-def _both(behaved: ir.Table, graded: ir.Table, schema: pa.Schema) -> ir.Table:
-    return behaved.select(*schema.names).union(graded.select(*schema.names))
 
 
 def _nulls(*names: str, schema: pa.Schema) -> dict[str, ir.Scalar]:
@@ -210,13 +234,20 @@ def _require_examples(clean: Path, report: dict[str, Any]) -> None:
 
 
 def _report(
-    read: int, judgments: int, log: Log, labels: Labels, judged: Judged, split: Split, config: ProfilesConfig
+    engine: Engine,
+    read: int,
+    judgments: int,
+    log: Log,
+    labels: Labels,
+    judged: Judged,
+    split: Split,
+    config: ProfilesConfig,
 ) -> dict[str, Any]:
     """Counts that add up: every event read is dropped for a reason, feeds profiles, or is an example or a label."""
-    examples = _by_split(labels.positives, "train", "valid", "test")
-    graded = _by_split(judged_examples(judged, config), "train", "valid")
-    tested = _by_split(labels.groups, "valid", "test")
-    tested_grades = _by_split(judged_requests(judged), "valid", "test")
+    examples = _by_split(engine, labels.positives, "train", "valid", "test")
+    graded = _by_split(engine, judged_examples(judged, config), "train", "valid")
+    tested = _by_split(engine, labels.groups, "valid", "test")
+    tested_grades = _by_split(engine, judged_requests(judged), "valid", "test")
     return {
         "read": {"events": read, "judgments": judgments},
         "examples": {part: examples[part] + graded[part] for part in graded},
@@ -224,9 +255,9 @@ def _report(
         "requests": {part: tested[part] + tested_grades[part] for part in tested},
         "requests_from_judgments": tested_grades,
         "dropped": {
-            "events": _dropped_events(read, log),
-            "engagements": _dropped_engagements(log, split, sum(examples.values())),
-            "judgments": _dropped_judgments(judgments, judged, config),
+            "events": _dropped_events(engine, read, log),
+            "engagements": _dropped_engagements(engine, log, split, sum(examples.values())),
+            "judgments": _dropped_judgments(engine, judgments, judged, config),
         },
         "split": {
             name: _iso(getattr(split, name)) for name in ("start", "train_start", "valid_start", "test_start", "end")
@@ -235,19 +266,19 @@ def _report(
     }
 
 
-def _by_split(rows: ir.Table, *parts: str) -> dict[str, int]:
+def _by_split(engine: Engine, rows: ir.Table, *parts: str) -> dict[str, int]:
     counts = rows.aggregate(**{part: (rows.split == part).sum() for part in parts})
-    return _integers(counts)
+    return _integers(engine, counts)
 
 
-def _dropped_events(read: int, log: Log) -> dict[str, int]:
+def _dropped_events(engine: Engine, read: int, log: Log) -> dict[str, int]:
     days = log.item_days
-    unknown = days.anti_join(log.items, "item_id")
-    inside = _integers(days.aggregate(events=days.events.sum(), known_actions=_total(days)))
+    unknown = days.filter(days.code.isnull())
+    inside = _integers(engine, days.aggregate(events=days.events.sum(), known_actions=_total(days)))
     return {
         "outside_window": read - inside["events"],
         "unknown_action": inside["events"] - inside["known_actions"],
-        "unknown_item": _integers(unknown.aggregate(events=_total(unknown)))["events"],
+        "unknown_item": _integers(engine, unknown.aggregate(events=_total(unknown)))["events"],
     }
 
 
@@ -255,30 +286,34 @@ def _total(days: ir.Table) -> ir.IntegerScalar:
     return (days.impressions + days.click + days.add_to_cart + days.order).sum()
 
 
-def _dropped_engagements(log: Log, split: Split, labels: int) -> dict[str, int]:
+def _dropped_engagements(engine: Engine, log: Log, split: Split, labels: int) -> dict[str, int]:
     """Engagements with known items that are no label of their own (they feed histories and profiles all the same)."""
     engaged = log.engaged
     early = engaged.at < split.train_start
     counts = _integers(
+        engine,
         engaged.aggregate(
             events=engaged.count(),
             warm_up=early.sum(),
             no_query=(~early & engaged["query"].isnull()).sum(),
-        )
+        ),
     )
     repeated = counts["events"] - counts["warm_up"] - counts["no_query"] - labels
     return {"warm_up": counts["warm_up"], "no_query": counts["no_query"], "weaker_or_repeated": repeated}
 
 
-def _dropped_judgments(read: int, judged: Judged, config: ProfilesConfig) -> dict[str, int]:
+def _dropped_judgments(engine: Engine, read: int, judged: Judged, config: ProfilesConfig) -> dict[str, int]:
     grades = judged.grades
     middling = (grades.grade < config.positive_grade) & (grades.grade > config.negative_grade)
-    counts = _integers(grades.aggregate(usable=grades.count(), middling=((grades.part == "train") & middling).sum()))
+    counts = _integers(
+        engine, grades.aggregate(usable=grades.count(), middling=((grades.part == "train") & middling).sum())
+    )
     return {"unknown_item_or_no_query": read - counts["usable"], "neither_positive_nor_negative": counts["middling"]}
 
 
-def _integers(row: ir.Table) -> dict[str, int]:
-    return {name: int(value or 0) for name, value in row.to_pyarrow().to_pylist()[0].items()}
+def _integers(engine: Engine, rows: ir.Table) -> dict[str, int]:
+    (row,) = engine.fetch(rows)
+    return {name: int(value or 0) for name, value in row.items()}
 
 
 def _iso(time: datetime) -> str:

@@ -7,43 +7,59 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Protocol
+from typing import Any, Protocol
 
 import ibis
 import ibis.expr.types as ir
 import pyarrow as pa
 from duckdb import IOException, OutOfMemoryException
-from ibis.backends import BaseBackend
+from ibis.backends.duckdb import Backend
 
 from mrse.config import ProfilesConfig
 from mrse.data.contract import write_parquet
 from mrse.errors import ConfigError, DataError
 
 _BATCH_ROWS = 32_768
+_KEPT_GROUP_ROWS = 16_384  # a row group is held while it is written; small ones also let a reader skip more
 
 
 class Engine(Protocol):
-    """What this room asks of an engine."""
+    """What this room asks of an engine.
 
-    def keep(self, rows: ir.Table) -> ir.Table:
-        """Compute rows that more than one later step reads, and hold them until the engine closes."""
+    What would need too much memory at once comes in parts of one schema. They are computed one after the other.
+    """
+
+    def keep(self, *parts: ir.Table) -> ir.Table:
+        """Compute rows that more than one later step reads, and hold them, not in memory, until the engine closes."""
+
+    def fetch(self, rows: ir.Table) -> list[dict[str, Any]]:
+        """Compute a handful of rows."""
 
     def read(self, files: Sequence[Path], schema: pa.Schema) -> ir.Table:
         """Parquet files as one table with the columns of `schema`; no file gives an empty table."""
 
-    def write(self, rows: ir.Table, path: Path, schema: pa.Schema) -> int:
-        """Stream rows in their order to Parquet; naive times become UTC. Returns the number of rows."""
+    def write(self, parts: Sequence[ir.Table], path: Path, schema: pa.Schema) -> int:
+        """Stream parts in their order to Parquet; naive times become UTC. Returns the number of rows."""
 
 
 class DuckDB:
     """`Engine` on DuckDB."""
 
-    def __init__(self, backend: BaseBackend) -> None:
+    def __init__(self, backend: Backend, folder: Path) -> None:
         self._backend = backend
+        self._folder = folder
         self._names = itertools.count()
 
-    def keep(self, rows: ir.Table) -> ir.Table:
-        return self._backend.create_table(f"kept_{next(self._names)}", rows, temp=True)
+    def keep(self, *parts: ir.Table) -> ir.Table:
+        files = [self._folder / f"kept-{next(self._names)}.parquet" for _ in parts]
+        for rows, file in zip(parts, files, strict=True):
+            self._backend.to_parquet(rows, file, compression="lz4_raw", row_group_size=_KEPT_GROUP_ROWS)
+        # Parquet has no type for DuckDB's sums of integers, which come back as floats: `cast` gives every type again.
+        return self._backend.read_parquet(files).cast(parts[0].schema())
+
+    def fetch(self, rows: ir.Table) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = rows.to_pyarrow().to_pylist()
+        return found
 
     def read(self, files: Sequence[Path], schema: pa.Schema) -> ir.Table:
         if not files:
@@ -51,16 +67,18 @@ class DuckDB:
         table = self._backend.read_parquet([str(file) for file in files], union_by_name=True, hive_partitioning=False)
         return table.select(*schema.names)
 
-    def write(self, rows: ir.Table, path: Path, schema: pa.Schema) -> int:
+    def write(self, parts: Sequence[ir.Table], path: Path, schema: pa.Schema) -> int:
+        return write_parquet(itertools.chain.from_iterable(self._batches(rows, schema) for rows in parts), path, schema)
+
+    def _batches(self, rows: ir.Table, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
         query = self._backend.compile(rows.select(*schema.names))
         # Not Ibis's own to_pyarrow_batches: it calls a method that DuckDB 2 no longer has.
-        batches = self._backend.con.sql(query).to_arrow_reader(_BATCH_ROWS)
-        return write_parquet(iter(batches), path, schema)
+        yield from self._backend.con.sql(query).to_arrow_reader(_BATCH_ROWS)
 
 
 @contextmanager
 def duckdb(config: ProfilesConfig, spill_under: Path) -> Iterator[DuckDB]:
-    """A DuckDB that keeps to `memory_limit` and spills the rest to a folder that is gone afterwards.
+    """A DuckDB that keeps to `memory_limit`; what it keeps and what it spills lie in a folder that is gone afterwards.
 
     Raises:
         ConfigError: `memory_limit` is too small even with spilling.
@@ -73,7 +91,7 @@ def duckdb(config: ProfilesConfig, spill_under: Path) -> Iterator[DuckDB]:
             settings["threads"] = config.threads
         backend = ibis.duckdb.connect(**settings)
         try:
-            yield DuckDB(backend)
+            yield DuckDB(backend, Path(spill))
         except OutOfMemoryException:
             raise ConfigError(
                 f"build_profiles: memory_limit {config.memory_limit} is too little for this log; "

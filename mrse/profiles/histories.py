@@ -11,18 +11,18 @@ first, at most N. Two things make it linear in the log, however much one shopper
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import datetime
 
 import ibis
 import ibis.expr.types as ir
 
 from mrse.profiles.engine import Engine
-from mrse.profiles.log import ENGAGEMENTS, action_name, instant, or_empty
+from mrse.profiles.log import ENGAGEMENTS, Log, action_name, instant, or_empty
 
 
-def entries(engaged: ir.Table, end: datetime) -> ir.Table:
+def entries(known: ir.Table, end: datetime) -> ir.Table:
     """Known shoppers' engagements as history entries: user_id, session_id, item_id, action, at, until."""
-    known = engaged.filter(engaged.user_id.notnull())
     firsts = known.group_by("user_id", "session_id", "item_id").agg(
         **{name: known.at.min(where=known["rank"] == rank) for rank, name in enumerate(ENGAGEMENTS, 1)}
     )
@@ -38,37 +38,65 @@ def _unbeaten(firsts: ir.Table, rank: int, end: datetime) -> ir.Table:
     )
 
 
-def histories(engine: Engine, engaged: ir.Table, moments: ir.Table, end: datetime, length: int) -> ir.Table:
-    """The history of every shopper at every moment; cost: one sort of the engagements.
+@dataclass(frozen=True)
+class Histories:
+    """The histories of shoppers, not yet laid out: that takes much more memory than this.
+
+    Attributes:
+        moments: when a history is asked for, those without any left out: user_id, at, seen (entries before).
+        blocks: user_id, block (its number), entries (newest first).
+        length: N.
+    """
+
+    moments: ir.Table
+    blocks: ir.Table
+    length: int
+
+    def before(self, moments: ir.Table) -> ir.Table:
+        """The histories at some of `moments`: user_id, at, hist_items, hist_actions, hist_times.
+
+        Newest first; ties by item, then session.
+        """
+        block = (moments.seen - 1) // _size(self.length)
+        asked = moments.select("user_id", "at", block=block, previous=block - 1)
+        older = self.blocks.select(older_user="user_id", previous="block", older="entries")
+        found = asked.inner_join(self.blocks, ["user_id", "block"])
+        found = found.left_join(older, [("user_id", "older_user"), "previous"])
+        both = ibis.ifelse(found.older.isnull(), found.entries, found.entries.concat(found.older))
+        valid = both.filter(lambda entry: (entry["at"] < found.at) & (entry["until"] >= found.at))[: self.length]
+        kept = found.select("user_id", "at", valid=valid)
+        return kept.filter(kept.valid.length() > 0).select(
+            "user_id",
+            "at",
+            hist_items=kept.valid.map(lambda entry: entry["item_id"]),
+            hist_actions=kept.valid.map(lambda entry: entry["action"]),
+            hist_times=kept.valid.map(lambda entry: entry["at"]),
+        )
+
+
+def _size(length: int) -> int:
+    """Entries of a block."""
+    return len(ENGAGEMENTS) * length
+
+
+def read_histories(engine: Engine, log: Log, moments: ir.Table, end: datetime, length: int) -> Histories:
+    """Prepare the history of every shopper at every moment; cost: one sort of the engagements.
 
     Args:
         engine: holds the timeline and the blocks.
-        engaged: `Log.engaged`.
-        moments: distinct (user_id, at).
+        log: the log.
+        moments: (user_id, at), repeats allowed.
         end: the window's end.
         length: N, the longest history.
-
-    Returns:
-        user_id, at, hist_items, hist_actions, hist_times (newest first; ties by item, then session). A shopper
-        without a history at that moment is left out.
     """
-    size = len(ENGAGEMENTS) * length
-    line = engine.keep(_timeline(entries(engaged, end), moments))
-    blocks = engine.keep(_blocks(line.filter(line.entry == 1), size))
-    asked = line.filter(line.entry == 0, line.seen > 0)
-    asked = asked.select("user_id", "at", block=(asked.seen - 1) // size).mutate(previous=lambda table: table.block - 1)
-    older = blocks.select(older_user="user_id", previous="block", older="entries")
-    found = asked.inner_join(blocks, ["user_id", "block"]).left_join(older, [("user_id", "older_user"), "previous"])
-    both = ibis.ifelse(found.older.isnull(), found.entries, found.entries.concat(found.older))
-    valid = both.filter(lambda entry: (entry["at"] < found.at) & (entry["until"] >= found.at))[:length]
-    kept = found.select("user_id", "at", valid=valid)
-    return kept.filter(kept.valid.length() > 0).select(
-        "user_id",
-        "at",
-        hist_items=kept.valid.map(lambda entry: entry["item_id"]),
-        hist_actions=kept.valid.map(lambda entry: entry["action"]),
-        hist_times=kept.valid.map(lambda entry: entry["at"]),
-    )
+    known = log.engaged.filter(log.engaged.user_id.notnull())
+    shoppers = zip(log.parts(known, known.user_id), log.parts(moments, moments.user_id), strict=True)
+    lines = [_timeline(entries(engaged, end), asked.distinct()) for engaged, asked in shoppers]
+    line = engine.keep(*(rows.mutate(part=ibis.literal(part)) for part, rows in enumerate(lines)))
+    numbered = line.filter(line.entry == 1)
+    blocks = (_blocks(numbered.filter(numbered.part == part), _size(length)) for part in range(len(lines)))
+    asked = line.filter(line.entry == 0, line.seen > 0).select("user_id", "at", "seen")
+    return Histories(asked, engine.keep(*blocks), length)
 
 
 def _timeline(made: ir.Table, moments: ir.Table) -> ir.Table:

@@ -14,10 +14,11 @@ import ibis.expr.types as ir
 from mrse.config import ProfilesConfig
 from mrse.profiles.engine import Engine
 from mrse.profiles.judged import Judged
-from mrse.profiles.log import ENGAGEMENTS, Log, action_name, gain, gather, or_empty
+from mrse.profiles.log import ENGAGEMENTS, Log, Span, action_name, gain, gather, or_empty
 from mrse.profiles.split import Split
 
 _NOWHERE = 2**31 - 1  # sorts impressions of unknown position last
+_SPAN_GROUPS = 2**40  # more than a span can have
 _GROUP = ("split", "session_id", "query")
 
 
@@ -28,17 +29,33 @@ class Labels:
     Attributes:
         groups: group (a number), split, session_id, query, user_id, started, first (the first engagement), deepest (the
             largest position engaged with).
-        positives: group, item_id, code, rank (of the strongest action), at (when that was), and the group's columns.
+        positives: group, item_id, code, rank (of the strongest action), at (when that was), and the group's split,
+            session_id, query, user_id, started.
     """
 
     groups: ir.Table
     positives: ir.Table
+
+    def of(self, span: Span) -> Labels:
+        """Those of the sessions of a span."""
+        groups, positives = (rows.filter(span.began(rows.started)) for rows in (self.groups, self.positives))
+        return Labels(groups, positives)
 
 
 def read_labels(engine: Engine, log: Log, split: Split) -> Labels:
     """Group the engagements that have a query; cost: linear in the engagements."""
     rows = log.engaged.filter(log.engaged["query"].notnull(), log.engaged.at >= split.train_start)
     rows = rows.mutate(split=split_of(rows.at, split))
+    found = engine.keep(*(_positives(rows.filter(span.began(rows.started))) for span in log.spans))
+    spans = [found.filter(span.began(found.started)) for span in log.spans]
+    groups = engine.keep(*(_groups(positives, place) for place, positives in enumerate(spans)))
+    numbers = [groups.filter(span.began(groups.started)).select(*_GROUP, "group", "user_id") for span in log.spans]
+    kept = [rows.drop("first", "deepest", "user_id", *ENGAGEMENTS) for rows in spans]
+    numbered = [rows.inner_join(number, _GROUP) for rows, number in zip(kept, numbers, strict=True)]
+    return Labels(groups, engine.keep(*numbered))
+
+
+def _positives(rows: ir.Table) -> ir.Table:
     times = {name: rows.at.min(where=rows["rank"] == rank) for rank, name in enumerate(ENGAGEMENTS, 1)}
     positives = rows.group_by(*_GROUP, "item_id", "code").agg(
         rank=rows["rank"].max(),
@@ -48,18 +65,18 @@ def read_labels(engine: Engine, log: Log, split: Split) -> Labels:
         started=rows.started.min(),
         **times,
     )
-    when = ibis.coalesce(*(positives[name] for name in reversed(ENGAGEMENTS)))
-    positives = engine.keep(positives.mutate(at=when))
+    return positives.mutate(at=ibis.coalesce(*(positives[name] for name in reversed(ENGAGEMENTS))))
+
+
+def _groups(positives: ir.Table, place: int) -> ir.Table:
+    """The groups of a span, numbered so that no other span has the same numbers."""
     groups = positives.group_by(*_GROUP).agg(
         user_id=positives.user_id.max(),
         started=positives.started.min(),
         first=positives["first"].min(),
         deepest=positives.deepest.max(),
     )
-    groups = engine.keep(groups.mutate(group=ibis.row_number()))
-    positives = positives.drop("first", "deepest", "user_id", *ENGAGEMENTS)
-    numbered = positives.inner_join(groups.select(*_GROUP, "group", "user_id"), _GROUP)
-    return Labels(groups, engine.keep(numbered))
+    return groups.mutate(group=ibis.row_number() + place * _SPAN_GROUPS)
 
 
 def split_of(at: ir.TimestampValue, split: Split) -> ir.StringValue:
@@ -68,10 +85,11 @@ def split_of(at: ir.TimestampValue, split: Split) -> ir.StringValue:
 
 
 def event_examples(
-    engine: Engine, log: Log, labels: Labels, judged: Judged, split: Split, config: ProfilesConfig
+    log: Log, labels: Labels, judged: Judged, span: Span, split: Split, config: ProfilesConfig
 ) -> ir.Table:
-    """Training and validation examples from events: the positives with their group's hard negatives (null: none)."""
-    negatives = engine.keep(_hard_negatives(log, labels, judged, split, config))
+    """Training and validation examples from a span's events: positives with their hard negatives (null: none)."""
+    labels = labels.of(span)
+    negatives = _hard_negatives(log, labels, judged, span, split, config)
     positives = labels.positives.filter(labels.positives.split != "test")
     joined = positives.left_join(negatives.drop("place"), "group")
     return joined.select(
@@ -88,7 +106,9 @@ def event_examples(
     )
 
 
-def _hard_negatives(log: Log, labels: Labels, judged: Judged, split: Split, config: ProfilesConfig) -> ir.Table:
+def _hard_negatives(
+    log: Log, labels: Labels, judged: Judged, span: Span, split: Split, config: ProfilesConfig
+) -> ir.Table:
     """At most `hard_negatives` items per group: judged low, then lowest relevance, then skipped above a click.
 
     A query whose judgments are held out lends none: its grades must steer nothing in training, and without them an item
@@ -97,7 +117,8 @@ def _hard_negatives(log: Log, labels: Labels, judged: Judged, split: Split, conf
     held_out = judged.grades.filter(judged.grades.part != "train").select("query").distinct()
     groups = labels.groups.filter(labels.groups.split != "test").anti_join(held_out, "query")
     # From here on every judgment that a group's query meets is one of training.
-    found = _passed_over(log, groups, judged, split, config).union(_judged_low(log, groups, judged))
+    events = log.between(max(span.start, split.train_start), min(span.reach, split.test_start))
+    found = _passed_over(events, log.items, groups, judged, split, config).union(_judged_low(log, groups, judged))
     found = found.anti_join(labels.positives.select("group", "code"), ["group", "code"])
     place = ibis.row_number().over(group_by=found.group, order_by=[found.tier, found.score, found.code])
     kept = found.mutate(place=place).filter(lambda table: table.place < config.hard_negatives)
@@ -111,9 +132,10 @@ def _judged_low(log: Log, groups: ir.Table, judged: Judged) -> ir.Table:
     return joined.select("group", "code", tier=ibis.literal(0), score="grade")
 
 
-def _passed_over(log: Log, groups: ir.Table, judged: Judged, split: Split, config: ProfilesConfig) -> ir.Table:
+def _passed_over(
+    events: ir.Table, items: ir.Table, groups: ir.Table, judged: Judged, split: Split, config: ProfilesConfig
+) -> ir.Table:
     """Items shown with a low relevance score (tier 1, by score) or above an engaged one (tier 2, by position)."""
-    events = log.between(split.train_start, split.test_start)
     shown = events.filter(events["rank"] == 0)
     shown = shown.select("session_id", "query", "item_id", "position", "relevance", split=split_of(shown.at, split))
     joined = shown.inner_join(groups.select(*_GROUP, "group", "deepest"), _GROUP)
@@ -121,25 +143,27 @@ def _passed_over(log: Log, groups: ir.Table, judged: Judged, split: Split, confi
     passed = joined.filter(low | (joined.position < joined.deepest))
     grade = judged.grades.grade
     settled = judged.grades.filter((grade >= config.positive_grade) | (grade <= config.negative_grade))
-    passed = passed.inner_join(log.items, "item_id").anti_join(settled, ["query", "item_id"])
-    items = passed.group_by("group", "code").agg(relevance=passed.relevance.min(), position=passed.position.min())
-    is_low = (items.relevance < config.low_relevance).fill_null(False)
-    return items.select(
+    passed = passed.inner_join(items, "item_id").anti_join(settled, ["query", "item_id"])
+    found = passed.group_by("group", "code").agg(relevance=passed.relevance.min(), position=passed.position.min())
+    is_low = (found.relevance < config.low_relevance).fill_null(False)
+    return found.select(
         "group",
         "code",
         tier=ibis.ifelse(is_low, 1, 2),
-        score=ibis.ifelse(is_low, items.relevance, items.position.cast("float64")),
+        score=ibis.ifelse(is_low, found.relevance, found.position.cast("float64")),
     )
 
 
-def event_requests(engine: Engine, log: Log, labels: Labels, split: Split, config: ProfilesConfig) -> ir.Table:
-    """Evaluation requests: one per group of the validation and test days, with what was shown and what was done."""
+def event_requests(log: Log, labels: Labels, span: Span, split: Split, config: ProfilesConfig) -> ir.Table:
+    """A span's evaluation requests: one per group of the validation and test days, with what was shown and done."""
+    labels = labels.of(span)
     groups = labels.groups.filter(labels.groups.split != "train")
     positives = labels.positives.filter(labels.positives.split != "train")
     gains = gain(positives["rank"], config).cast("float32")
     best_first = {"lost": -gains, "relevant": positives.item_id, "gains": gains}
     relevant = gather(positives, ("group",), best_first)
-    shown = engine.keep(_shown(log, groups, positives, split))
+    events = log.between(max(span.start, split.valid_start), span.reach)
+    shown = _shown(events, log.items, groups, positives, split)
     joined = groups.inner_join(relevant, "group").left_join(shown, "group")
     return joined.select(
         *_GROUP,
@@ -155,10 +179,9 @@ def event_requests(engine: Engine, log: Log, labels: Labels, split: Split, confi
 SHOWN = ("shown", "shown_positions", "shown_propensities", "shown_actions")
 
 
-def _shown(log: Log, groups: ir.Table, positives: ir.Table, split: Split) -> ir.Table:
+def _shown(events: ir.Table, items: ir.Table, groups: ir.Table, positives: ir.Table, split: Split) -> ir.Table:
     """Every impression of a group, by position (unknown last), with the strongest action that followed on its item."""
-    rows = log.between(split.valid_start, split.end)
-    rows = rows.filter(rows["rank"] == 0).semi_join(log.items, "item_id").mutate(split=split_of(rows.at, split))
+    rows = events.filter(events["rank"] == 0).semi_join(items, "item_id").mutate(split=split_of(events.at, split))
     rows = rows.drop("user_id", "rank").inner_join(groups.select(*_GROUP, "group"), _GROUP)
     rows = rows.left_join(positives.select("group", "item_id", "rank"), ["group", "item_id"])
     rows = rows.mutate(action=action_name(rows["rank"]))

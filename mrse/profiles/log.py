@@ -6,13 +6,16 @@ Legend of the columns that are added:
     rank      0 impression, 1 click, 2 add_to_cart, 3 order; above 0 is an engagement; null: unknown action
     code      number of the item in the order of item ids: grouping by it is cheaper than by the id, ties stay the same
     started   when the session's first event happened
+
+What grows with the number of days is made in parts of about `_PART_EVENTS` events: by time where the result is read by
+time (`Log.spans`), by a hash of the session or shopper where all of theirs is needed (`Log.parts`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from typing import Literal
 
 import ibis
@@ -27,54 +30,111 @@ Engagement = Literal["click", "add_to_cart", "order"]
 # Weakest first: an action's rank is its place here, from 1.
 ENGAGEMENTS: tuple[Engagement, ...] = ("click", "add_to_cart", "order")
 NAIVE = ibis.dtype("timestamp(6)")
+_PART_EVENTS = 1_000_000
+
+
+@dataclass(frozen=True)
+class Span:
+    """The sessions whose first event lies in `[start, stop)`; all of their events lie in `[start, reach)`."""
+
+    start: datetime
+    stop: datetime
+    reach: datetime
+
+    def began(self, started: ir.TimestampValue) -> ir.BooleanValue:
+        """Whether a session that started then is one of these."""
+        return (started >= instant(self.start)) & (started < instant(self.stop))
 
 
 @dataclass(frozen=True)
 class Log:
-    """The tables that everything else is made from; all but `raw` are small and kept.
+    """The tables that everything else is made from; all but `raw` are kept.
 
     Attributes:
         raw: the clean events, straight from the files.
         items: the clean items: item_id, code.
-        sessions: session_id, started.
+        visits: when a session's events of a query happened, once per run of days: session_id, query, first, last.
         shoppers: user_id, events.
-        item_days: what happened to an item on a day, unknown items too: item_id, day, events, impressions, click,
+        item_days: what happened to an item on a day: code (null: unknown item), day, events, impressions, click,
             add_to_cart, order.
         engaged: the engagements with known items: at, day, session_id, user_id (null: not logged in), started,
             query (null when blank), item_id, code, position, rank.
+        spans: every session is in exactly one of them, in the order of time.
     """
 
     raw: ir.Table
     items: ir.Table
-    sessions: ir.Table
+    visits: ir.Table
     shoppers: ir.Table
     item_days: ir.Table
     engaged: ir.Table
+    spans: tuple[Span, ...]
 
     def between(self, start: datetime, end: datetime) -> ir.Table:
         """The events in `[start, end)`: at, day, session_id, user_id, query, item_id, position, rank, relevance,
         propensity."""
         return window_events(self.raw, start, end)
 
+    def parts(self, rows: ir.Table, key: ir.Value) -> list[ir.Table]:
+        """The rows in as many parts as there are spans, equal keys in the same part."""
+        return _parts(rows, key, len(self.spans))
 
-def read_log(engine: Engine, raw: ir.Table, items: ir.Table, split: Split) -> Log:
+
+def _parts(rows: ir.Table, key: ir.Value, count: int) -> list[ir.Table]:
+    # Engines hash to different numbers, signed or not; which part a key is in changes no result.
+    number = (key.hash() % count + count) % count
+    return [rows.filter(number == part) for part in range(count)]
+
+
+def read_log(engine: Engine, raw: ir.Table, items: ir.Table, split: Split, events: int) -> Log:
     """Prepare the log. Reads the events four times, each time only the columns needed; cost: linear in the events.
 
     Args:
-        engine: holds the small tables.
+        engine: holds the tables.
         raw: the clean events, whole history or window.
         items: the clean items.
         split: gives the window; events outside it are left out.
+        events: about how many events there are.
     """
-    events = window_events(raw, split.start, split.end)
     code = ibis.row_number().over(order_by=items.item_id)
     coded = engine.keep(items.select("item_id", code=code.cast("int32")))
-    sessions = engine.keep(events.group_by("session_id").agg(started=events.at.min()))
-    known = events.filter(events.user_id.notnull())
+    bounds = split.spans(max(-(-events // _PART_EVENTS), 1))
+    runs = [window_events(raw, start, stop) for start, stop in bounds]
+    visits = engine.keep(*map(_visits, runs))
+    by_session = _parts(visits, visits.session_id, len(bounds))
+    sessions = engine.keep(*map(_sessions, by_session))
+    known = window_events(raw, split.start, split.end)
+    known = known.filter(known.user_id.notnull())
     shoppers = engine.keep(known.group_by("user_id").agg(events=known.count()))
+    item_days = engine.keep(*(_item_days(run, coded) for run in runs))
+    engaged = engine.keep(*(_engaged(run, coded, sessions.drop("ended")) for run in runs))
+    return Log(raw, coded, visits, shoppers, item_days, engaged, _spans(engine, sessions, bounds))
+
+
+def _visits(events: ir.Table) -> ir.Table:
+    return events.group_by("session_id", "query").agg(first=events.at.min(), last=events.at.max())
+
+
+def _sessions(visits: ir.Table) -> ir.Table:
+    return visits.group_by("session_id").agg(started=visits["first"].min(), ended=visits["last"].max())
+
+
+def _item_days(events: ir.Table, items: ir.Table) -> ir.Table:
     counts = {name: (events["rank"] == rank).sum() for rank, name in enumerate(("impressions", *ENGAGEMENTS))}
-    item_days = engine.keep(events.group_by("item_id", "day").agg(events=events.count(), **counts))
-    return Log(raw, coded, sessions, shoppers, item_days, engine.keep(_engaged(events, coded, sessions)))
+    days = events.group_by("item_id", "day").agg(events=events.count(), **counts)
+    return days.left_join(items.select("code", known="item_id"), [("item_id", "known")]).drop("item_id", "known")
+
+
+def _spans(engine: Engine, sessions: ir.Table, bounds: Sequence[tuple[datetime, datetime]]) -> tuple[Span, ...]:
+    """How far the sessions of a run of days reach is measured: one that never ends costs time, not correctness."""
+    spans = [Span(start, stop, stop) for start, stop in bounds]
+    ends = {str(place): sessions.ended.max(where=span.began(sessions.started)) for place, span in enumerate(spans)}
+    (found,) = engine.fetch(sessions.aggregate(**ends))
+    last = [found[str(place)] or span.start for place, span in enumerate(spans)]
+    return tuple(
+        replace(span, reach=max(span.stop, at + timedelta(microseconds=1)))
+        for span, at in zip(spans, last, strict=True)
+    )
 
 
 def window_events(raw: ir.Table, start: datetime, end: datetime) -> ir.Table:

@@ -48,6 +48,13 @@ class Split:
         """The first instants of the days of the window."""
         return [self.start + number * DAY for number in range((self.end - self.start) // DAY)]
 
+    def spans(self, count: int) -> list[tuple[datetime, datetime]]:
+        """The window in about `count` runs of whole days, none longer than another by more than what the last lacks."""
+        days = self.days()
+        step = -(-len(days) // count)
+        starts = days[::step]
+        return list(zip(starts, [*starts[1:], self.end], strict=True))
+
 
 def split_window(start: datetime, end: datetime, config: ProfilesConfig) -> Split:
     """Divide `[start, end)` (aware times) into warm-up, training, validation and test days.

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from naive_profiles import Naive, is_top, run, write_shop
 
 from mrse.config import ProfilesConfig
+from mrse.profiles import item_profiles, log
+from mrse.profiles.build import build_profiles
 
 START = datetime(2026, 3, 1, tzinfo=UTC)
 ITEMS = [f"i{number}" for number in range(8)]
@@ -122,6 +124,34 @@ def test_random_shops(tmp_path_factory, seed: int, days: int, size: int, judged:
     events, grades = random_shop(random.Random(seed), days, size, judged)
     config = ProfilesConfig(**CONFIG | ({"history_length": 1, "co_window": 1} if not longer else {}))
     assert_same(tmp_path_factory.mktemp("shop"), days, events, grades, config)
+
+
+def test_parts_change_no_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts of a day and slices of an item or two, with sessions that reach across days and splits."""
+    rng = random.Random(11)
+    events, grades = random_shop(rng, 7, 300, 20)
+    for event in rng.sample(events, 100):
+        event["session_id"] = "endless"
+    config = ProfilesConfig(**CONFIG)
+    assert_same(tmp_path, 7, events, grades, config)
+    whole = {path.name: path.read_bytes() for path in (tmp_path / "profiles").glob("*.parquet")}
+    spans, slices = [], []
+    monkeypatch.setattr(log, "_PART_EVENTS", 1)
+    monkeypatch.setattr(log, "_spans", _noted(log._spans, spans))
+    monkeypatch.setattr(item_profiles, "_SLICE_ROWS", 100)
+    monkeypatch.setattr(item_profiles, "_slices", _noted(item_profiles._slices, slices))
+    build_profiles(tmp_path / "clean", tmp_path / "profiles", config)
+    assert len(spans) == 7 and spans[0].reach > spans[3].stop
+    assert len(slices) > 3
+    assert {path.name: path.read_bytes() for path in (tmp_path / "profiles").glob("*.parquet")} == whole
+
+
+def _noted(function, notes: list):
+    def noting(*arguments):
+        notes.extend(found := function(*arguments))
+        return found
+
+    return noting
 
 
 def test_a_crowded_shop_crosses_the_blocks_of_histories_and_pairs(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ from ibis.config import Config
 from mrse.config import ProfilesConfig
 from mrse.data import contract
 from mrse.profiles import build
-from mrse.profiles.histories import histories
+from mrse.profiles import log as log_module
+from mrse.profiles.histories import read_histories
 from mrse.profiles.item_profiles import item_profiles
 from mrse.profiles.judged import read_judged
 from mrse.profiles.labels import read_labels
@@ -27,9 +28,13 @@ class Recorder:
     def __init__(self) -> None:
         self.asked = []
 
-    def keep(self, rows):
+    def keep(self, *parts):
+        self.asked += parts
+        return ibis.table(parts[0].schema(), name=f"kept_{len(self.asked)}")
+
+    def fetch(self, rows):
         self.asked.append(rows)
-        return ibis.table(rows.schema(), name=f"kept_{len(self.asked)}")
+        return [dict.fromkeys(rows.columns)]
 
 
 def test_every_expression_compiles_for_spark(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,16 +45,18 @@ def test_every_expression_compiles_for_spark(monkeypatch: pytest.MonkeyPatch) ->
     split = split_window(start, start + timedelta(days=14), config)
     schemas = {name: ibis.Schema.from_pyarrow(schema) for name, schema in contract.SCHEMAS.items()}
     raw, items, grades = (ibis.table(schemas[name], name=name) for name in ("events", "items", "judgments"))
-    log = read_log(engine, raw, items, split)
+    monkeypatch.setattr(log_module, "_PART_EVENTS", 1_000)
+    log = read_log(engine, raw, items, split, events=3_000)
+    assert len(log.spans) == 3
     judged = read_judged(engine, grades, log.items, config)
     labels = read_labels(engine, log, split)
-    past = histories(engine, log.engaged, build._moments(log, labels, split), split.end, config.history_length)
+    past = read_histories(engine, log, build._moments(log, labels, split), split.end, config.history_length)
     outputs = [
-        build._users(log, past, split),
-        item_profiles(engine, log, split, config),
-        build._examples(engine, log, labels, judged, past, split, config, True),
-        build._requests(engine, log, labels, judged, past, split, config, True),
-        build._queries(log, split),
+        *build._users(log, past, split),
+        *item_profiles(engine, log, split, config),
+        *build._examples(engine, log, labels, judged, past, split, config, True),
+        *build._requests(engine, log, labels, judged, past, split, config, True),
+        *build._queries(engine, log, split),
     ]
     texts = [ibis.to_sql(rows, dialect="pyspark") for rows in [*engine.asked, *outputs]]
-    assert len(texts) == len(engine.asked) + 5 and all("SELECT" in text for text in texts)
+    assert len(texts) == len(engine.asked) + len(outputs) and all("SELECT" in text for text in texts)
