@@ -206,7 +206,8 @@ class ModelConfig(Section):
     """Sizes and switches of the towers."""
 
     dim: Positive = 256  # 128 loses a tenth of the recall that the experts have (lexical matches over 50,000 titles)
-    hidden: Positive = 128
+    hidden: Positive = 128  # of every expert's output; FtAtt's words have this width
+    transformer_hidden: Positive | None = None  # inside VBert and Light-Bert; null: `hidden`
     heads: Positive = 4
     layers: Positive = 2  # of Light-Bert; unused with a Hugging Face text encoder
     vbert_layers: Positive = 1
@@ -227,9 +228,15 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _heads_fit(self) -> Self:
-        if self.hidden % self.heads:
-            raise ValueError(f"hidden = {self.hidden} is not a multiple of heads = {self.heads}")
+        if self.transformer_width % self.heads:
+            name = "hidden" if self.transformer_hidden is None else "transformer_hidden"
+            raise ValueError(f"{name} = {self.transformer_width} is not a multiple of heads = {self.heads}")
         return self
+
+    @property
+    def transformer_width(self) -> int:
+        """Hidden size inside the two transformers."""
+        return self.hidden if self.transformer_hidden is None else self.transformer_hidden
 
 
 class RampConfig(Section):
@@ -289,9 +296,8 @@ class TrainConfig(Section):
     # The stage starts so many processes on this machine, each with its share of the cores and of every batch; where a
     # launcher such as torchrun starts the stage, the launcher decides. A killed run may go on with another number.
     processes: Positive = 1
-    process_timeout_seconds: PositiveFloat = (
-        600.0  # how long a process waits for another; more than one validation takes
-    )
+    # How long a process waits for another before it gives up; longer than a validation, which the first does alone.
+    process_timeout_seconds: PositiveFloat = 600.0
     learning_rate: PositiveFloat = 1e-3
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
     warmup_share: Share = 0.05

@@ -95,14 +95,20 @@ def _attention(q_BASK: Tensor, k_BASK: Tensor, v_BASK: Tensor, mask_B11S: Tensor
 
 
 class LightTransformer(nn.Module):
-    """A few layers, then the mean over real tokens."""
+    """A few layers, the mean over real tokens, and a projection to the experts' width where that is another."""
 
-    def __init__(self, hidden: int, layers: int, heads: int, dropout: float) -> None:
+    def __init__(self, model: ModelConfig, layers: int) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(Block(hidden, heads) for _ in range(layers))
-        self.norm = nn.LayerNorm(hidden)
+        narrow = model.transformer_width
+        self.blocks = nn.ModuleList(Block(narrow, model.heads) for _ in range(layers))
+        self.norm = nn.LayerNorm(narrow)
         # Once, on the way in: drawing random bits is a tenth of a step on a CPU when every layer does it.
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(model.dropout)
+        self.out: nn.Module = nn.Identity()
+        if narrow != model.hidden:
+            wider = nn.Linear(narrow, model.hidden, bias=False)
+            nn.init.orthogonal_(wider.weight)  # angles between texts stay what the layers made them
+            self.out = wider
 
     def forward(self, x_BSH: Tensor, inside_BS: Tensor) -> Tensor:
         """`(B, S, H)` and its mask to `(B, H)`."""
@@ -110,7 +116,8 @@ class LightTransformer(nn.Module):
         x_PH = self.dropout(packing.pack(x_BSH))
         for block in self.blocks:
             x_PH = block(x_PH, packing)
-        return packing.mean(self.norm(x_PH))
+        wide_BH: Tensor = self.out(packing.mean(self.norm(x_PH)))
+        return wide_BH
 
 
 class Pieces(nn.Module):
@@ -135,8 +142,8 @@ class LightBert(nn.Module):
     def __init__(self, model: ModelConfig, vocab_size: int, encoder: nn.Module | None) -> None:
         super().__init__()
         if encoder is None:
-            self.pieces = Pieces(vocab_size, max(model.query_length, model.title_length), model.hidden)
-            self.layers = LightTransformer(model.hidden, model.layers, model.heads, model.dropout)
+            self.pieces = Pieces(vocab_size, max(model.query_length, model.title_length), model.transformer_width)
+            self.layers = LightTransformer(model, model.layers)
         else:
             config: Any = encoder.config
             self.encoder = encoder
@@ -166,14 +173,14 @@ class VBert(nn.Module):
         self.register_buffer("image_mean_V", torch.zeros(image_dim))
         self.register_buffer("image_std_V", torch.ones(image_dim))
         self.adaptor = nn.Sequential(
-            nn.Linear(image_dim, model.hidden),
+            nn.Linear(image_dim, model.transformer_width),
             nn.GELU(),
-            nn.Linear(model.hidden, model.hidden),
+            nn.Linear(model.transformer_width, model.transformer_width),
         )
-        self.place = _embedding(image_tokens, model.hidden)
-        self.stand_in = _embedding(TOWERS, model.hidden)
-        self.pieces = Pieces(vocab_size, max(model.query_length, model.title_length), model.hidden)
-        self.layers = LightTransformer(model.hidden, model.vbert_layers, model.heads, model.dropout)
+        self.place = _embedding(image_tokens, model.transformer_width)
+        self.stand_in = _embedding(TOWERS, model.transformer_width)
+        self.pieces = Pieces(vocab_size, max(model.query_length, model.title_length), model.transformer_width)
+        self.layers = LightTransformer(model, model.vbert_layers)
 
     @torch.no_grad()
     def fit_pictures(self, sample_PTV: Tensor) -> None:

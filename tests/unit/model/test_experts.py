@@ -47,6 +47,19 @@ def test_texts_joined_from_two_batches_are_the_same(experts, table):
     assert torch.allclose(experts(joined, QUERY), experts(table.batch(rows(1, 3, 0, 2, 1)), QUERY), atol=1e-5)
 
 
+def test_words_can_be_wider_than_the_transformers(tokenizer, table):
+    narrow = SMALL.model_copy(update={"hidden": 24, "transformer_hidden": 8})
+    built = Experts(narrow, tokenizer.vocab_size, 500, image_dim=6, image_tokens=2).eval()
+    assert built.each["ftatt"].grams.weight.shape[1] == 24
+    assert {built.each[name].pieces.token.weight.shape[1] for name in ("vbert", "light_bert")} == {8}
+    assert built(table.batch(rows(0, 1, 2)), QUERY).shape == (3, 3, 24)
+    layers = built.each["light_bert"].layers
+    wide, layers.out = layers.out, torch.nn.Identity()
+    inner = built.each["light_bert"](table.batch(rows(0, 1, 3)), QUERY)
+    # The projection starts orthogonal: texts keep their angles.
+    assert torch.allclose(wide(inner) @ wide(inner).T, inner @ inner.T, atol=1e-4)
+
+
 def test_outputs_are_unit_vectors_and_finite_even_for_empty_texts(experts, table):
     out = experts(table.batch(rows(0, 1, 2, 3, 4)), ITEM)
     norms = out.norm(dim=2)
@@ -83,7 +96,7 @@ def test_a_missing_picture_is_the_stand_in_whatever_its_features_hold(experts, t
 def test_packed_layers_are_the_padded_ones():
     """Work on real tokens only against the plain loop: each text alone, without padding."""
     torch.manual_seed(0)
-    layers = LightTransformer(8, 2, 2, 0.0).eval()
+    layers = LightTransformer(ModelConfig(hidden=8, heads=2, dropout=0.0), 2).eval()
     x, sizes = torch.randn(3, 5, 8), [5, 2, 1]
     inside = torch.arange(5)[None, :] < torch.tensor(sizes)[:, None]
     plain = [layers(x[b : b + 1, :n], torch.ones(1, n, dtype=torch.bool))[0] for b, n in enumerate(sizes)]
