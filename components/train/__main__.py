@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
-
-import torch
 
 from mrse import component, tracking
 from mrse.config import Params
@@ -22,11 +19,12 @@ _PACKAGE = "models/challenger"
 def body(params: Params, workspace: Path) -> str:
     """Read `data/{clean,profiles,features}`; write `models/challenger`, `models/challenger.json`, `reports/train`.
 
-    With `train.processes` above 1 this process becomes torchrun, which starts the stage so many times; started by a
-    launcher it joins the others.
+    With `train.processes` above 1 the stage starts itself so many times; started by a launcher it joins the others.
     """
-    if params.train.processes > 1 and "WORLD_SIZE" not in os.environ:
-        _become_torchrun(params.train.processes, workspace)
+    processes = params.train.processes
+    if processes > 1 and "WORLD_SIZE" not in os.environ:
+        distributed.start(processes, "components.train", "--workspace", str(workspace))
+        return f"{processes} processes are done"
     services = params.services.under(workspace)
     with distributed.joined(params.train.process_timeout_seconds) as world:
         report = train(
@@ -66,13 +64,6 @@ def _registered(params: Params, workspace: Path, report: TrainReport) -> str:
     recall = report.metrics.get("recall")
     score = "no validation requests" if recall is None else f"validation recall@{params.train.valid_k} {recall:.3f}"
     return f"model version {version['version']}, {score}{resumed}"
-
-
-def _become_torchrun(processes: int, workspace: Path) -> None:
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // processes)))
-    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    stage = ["-m", "components.train", "--workspace", str(workspace)]
-    os.execv(sys.executable, [sys.executable, *launch, *stage])
 
 
 if __name__ == "__main__":

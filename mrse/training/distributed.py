@@ -13,7 +13,11 @@ Shapes: W processes, B rows of a batch, S rows of one process, E experts, H hidd
 
 from __future__ import annotations
 
+import logging
 import os
+import signal
+import sys
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +31,8 @@ from torch import Tensor, nn
 from mrse.errors import DataError, MrseError, TrainingFailed
 
 T = TypeVar("T")
+
+_GO_ON = "run again: training goes on from the last checkpoint"
 
 
 @dataclass(frozen=True)
@@ -178,6 +184,42 @@ class _Gathered(torch.autograd.Function):
         return ctx.world.sum(grad_BEH)[ctx.own], None, None
 
 
+def start(processes: int, module: str, *arguments: str) -> None:
+    """Run a module on several processes of this machine as torchrun does, and wait until all have ended.
+
+    Their threads (`OMP_NUM_THREADS`) are this process's, shared out, where the environment does not say otherwise.
+
+    Raises:
+        TrainingFailed: one has failed or this process was told to stop; all are ended.
+    """
+    # A third of a second that only a launcher needs.
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)  # told below
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // processes)))
+    settings = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+    )
+    try:
+        elastic_launch(settings, sys.executable)("-m", module, *arguments)
+    except SignalException as error:
+        raise TrainingFailed(f"stopped by {error.sigval.name}; {_GO_ON}") from None
+    except ChildFailedError as error:
+        # Once one has ended the others are, by SIGTERM; one that was killed may first have made another fail.
+        rank, failure = min(error.failures.items(), key=lambda f: (f[1].exitcode == -signal.SIGTERM, f[1].exitcode))
+        if failure.exitcode > 0:
+            raise TrainingFailed(f"process {rank} of {processes} has failed; its own message says why") from None
+        raise TrainingFailed(f"process {rank} of {processes} was ended by {failure.signal_name()}; {_GO_ON}") from None
+
+
 @contextmanager
 def joined(timeout_seconds: float) -> Iterator[World]:
     """The world that a launcher (torchrun) started this process in; alone without one.
@@ -217,8 +259,8 @@ def _meeting() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise TrainingFailed(
-            f"another process of this training has ended, or did not answer within train.process_timeout_seconds "
-            f"({_first_line(error)}); its own message says why. Run again: training goes on from the last checkpoint"
+            "another process of this training has ended, or did not answer within train.process_timeout_seconds "
+            f"({_first_line(error)}); {_GO_ON}"
         ) from None
 
 

@@ -1,5 +1,6 @@
 """Two real processes against one: losses, gradients, banks, mined negatives; and what happens when one is lost."""
 
+import os
 import time
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from mrse.errors import TrainingFailed
 from mrse.model.retriever import Retriever
 from mrse.training.data import load_shop
-from mrse.training.distributed import ALONE, World, _own_random_bits, joined
+from mrse.training.distributed import ALONE, World, _own_random_bits, joined, start
 from mrse.training.steps import Banks, Steps
 from mrse.training.train import Run
 from tests import tiny_shop
@@ -24,6 +25,7 @@ CASES = {
     "prefixes": ("fuse", {"model": STILL, "loss": {"matryoshka": [8]}}),
     "chunks": ("fuse", {"model": STILL, "chunk_size": 7}),
     "hidden": ("fuse", {"model": PLAIN}),
+    "no table": ("fuse", {"model": STILL | {"experts": {"ftatt": False}}}),
     "one row": ("fuse", {"model": STILL, "batch_size": 1, "self_pairs": 0.0}),
 }
 STEP = 2
@@ -47,8 +49,8 @@ def made(tiny, config, world):
 
 
 def split_parameters(model):
-    tables = [model.experts.each["ftatt"].grams.weight]
-    return [p for p in model.parameters() if p is not tables[0]], tables
+    tables = {n: p for n, p in model.named_parameters() if n.endswith("grams.weight")}
+    return [p for n, p in model.named_parameters() if n not in tables], list(tables.values())
 
 
 def one_step(tiny, case, world, banks=None):
@@ -230,3 +232,28 @@ def test_a_process_whose_others_never_come_says_so(monkeypatch):
     monkeypatch.delenv("RANK")
     with pytest.raises(TrainingFailed, match="start all of them with torchrun"), joined(1.0):
         pass
+
+
+def launch(world, how):
+    os.environ.pop("OMP_NUM_THREADS", None)
+    torch.set_num_threads(4)
+    start(2, "tests.ending", how)
+
+
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        ("killed", "train: process 1 of 2 was ended by SIGKILL; run again: training goes on"),
+        ("failed", "train: process 1 of 2 has failed; its own message says why"),
+        ("stopped", "train: stopped by SIGTERM; run again: training goes on"),
+    ],
+)
+def test_a_started_process_that_ends_ends_all(tmp_path, how, says):
+    codes, (log,) = together(1, tmp_path, launch, how)
+    assert codes == [1] and log.splitlines()[-1].startswith(says), log
+    assert log.count("train:") == 1 and "Traceback" not in log
+
+
+def test_started_processes_share_the_threads(tmp_path):
+    codes, (log,) = together(1, tmp_path, launch, "well")
+    assert codes == [0] and sorted(log.splitlines()) == ["0 2 2", "1 2 2"]
