@@ -6,6 +6,7 @@ BIN := $(abspath $(VENV))/bin
 export PATH := $(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: help run setup test test-slow lint format bench clean
 .DEFAULT_GOAL := help

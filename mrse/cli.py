@@ -29,6 +29,7 @@ _MAX_TOP = 1000
 
 def main() -> None:
     """Run the command line: an error that a user can mend is one message and exit status 1."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported; see mrse/component.py
     try:
         app()
     except MrseError as error:

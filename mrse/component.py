@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import resource
 import sys
 import time
@@ -12,6 +13,10 @@ from pathlib import Path
 from mrse import config
 from mrse.errors import MrseError
 from mrse.progress import say
+
+# Read when torch is imported, so it must stand before. Its threads spin while they wait for each other; where another
+# process wants the same cores (a busy node, a CPU limit) that makes a training step ten times slower.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def run(stage: str, body: Callable[[config.Params, Path], str]) -> None:

@@ -1,6 +1,7 @@
 """The house stands as DESIGN says: imports run downwards, and pipeline, components and extras agree."""
 
 import ast
+import os
 import subprocess
 import sys
 import tomllib
@@ -161,3 +162,15 @@ def test_a_component_says_what_it_takes(stage: str, tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "params.yaml" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_threads_wait_without_spinning_in_every_stage() -> None:
+    """The policy is read when torch is imported: nothing that a stage imports before `mrse.component` may bring it."""
+    code = "import os, sys; import mrse.component; print('torch' in sys.modules, os.environ['OMP_WAIT_POLICY'])"
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.split() == ["False", "PASSIVE"]
+    for main in sorted((ROOT / "components").glob("*/__main__.py")):
+        imports = [node for node in ast.parse(main.read_text()).body if isinstance(node, ast.ImportFrom)]
+        first = next(node for node in imports if (node.module or "").startswith("mrse"))
+        assert first.module == "mrse" and first.names[0].name == "component", main
