@@ -1,7 +1,8 @@
 """The stage `build_profiles`: from clean tables to profiles, examples and requests (docs/profiles.md).
 
-Cost: the events are read a few times, only the columns needed, and never held; what is kept between steps is linear in
-the engagements. Everything is sorted and summed exactly, so equal inputs give equal bytes.
+Cost: the events are read a few times, only the columns needed, and never held; what is kept between steps lies on disk
+and is linear in the log; memory is that of one part of the log or one slice of the items.
+Everything is sorted and summed exactly, so equal inputs give equal bytes.
 """
 
 from __future__ import annotations
@@ -59,14 +60,8 @@ def build_profiles(clean: Path, out: Path, config: ProfilesConfig) -> dict[str, 
         outputs = {
             "users": (_users(log, histories, split), tables.USERS),
             "items": (item_profiles(engine, log, split, config), tables.ITEMS),
-            "examples": (
-                _examples(engine, log, labels, judged, histories, split, config, has_events),
-                tables.EXAMPLES,
-            ),
-            "requests": (
-                _requests(engine, log, labels, judged, histories, split, config, has_events),
-                tables.REQUESTS,
-            ),
+            "examples": (_examples(engine, log, labels, judged, histories, split, config, has_events), tables.EXAMPLES),
+            "requests": (_requests(engine, log, labels, judged, histories, split, config, has_events), tables.REQUESTS),
             "queries": (_queries(engine, log, split), tables.QUERIES),
         }
         report["rows"] = {

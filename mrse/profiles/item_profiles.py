@@ -1,7 +1,7 @@
 """What is known of an item at a cut point: the queries that led to it, its neighbours, its popularity.
 
 A profile with cut point `asof` is made from the days before `asof`, all of them whole. So everything is first summed
-per day, and each day's sums then count for every later cut: the log is read once, not once per cut.
+per day, and each day's sums then count for every later cut: the log is not read once per cut.
 
 Decay works on whole days: what happened on the last day before `asof` weighs 1, and half as much one half-life
 earlier. Sums are of whole millionths: exact in any order of adding, so equal logs give equal bytes on any number of
