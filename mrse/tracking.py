@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 EXPERIMENT = "mrse"
+# MLflow's page opens on runs and curves; without it, on the traces of language models, of which there are none.
+_KIND = {"mlflow.experimentKind": "custom_model_development"}
 MODEL = "mrse"
 CHAMPION = "champion"
 PACKAGE = "package"  # artifact folder of the model package
@@ -77,6 +79,8 @@ def log_training_run(
     artifacts: Sequence[Path] = (),
     tags: Mapping[str, str] | None = None,
     fingerprint: str,
+    name: str | None = None,
+    started: datetime | None = None,
 ) -> dict[str, Any]:
     """Log one finished training run and register its package as a new model version.
 
@@ -88,6 +92,8 @@ def log_training_run(
         artifacts: files or folders to keep with the run (reports, curves).
         tags: written on the run and on the version: git commit, data hashes, window.
         fingerprint: sha256 of the package, `Retriever.fingerprint`.
+        name: what people see of the run in lists; None: a name of MLflow's making.
+        started: when training began; None: now.
 
     Returns:
         `{"run_id", "model_name", "version", "fingerprint"}`, the content of `models/challenger.json`.
@@ -98,7 +104,8 @@ def log_training_run(
     labels = {**{k: str(v) for k, v in (tags or {}).items()}, FINGERPRINT: fingerprint}
     with _service(services) as client:
         assert client is not None
-        run = client.create_run(_experiment(client, services), tags=labels)
+        began = None if started is None else int(started.timestamp() * 1000)
+        run = client.create_run(_experiment(client, services), start_time=began, tags=labels, run_name=name)
         run_id = run.info.run_id
         try:
             _log_values(client, run_id, params, metrics, curves)
@@ -270,7 +277,8 @@ def _experiment(client: MlflowClient, services: ServicesConfig) -> str:
     if found is not None:
         return str(found.experiment_id)
     try:
-        return str(client.create_experiment(EXPERIMENT, artifact_location=_artifact_location(services)))
+        location = _artifact_location(services)
+        return str(client.create_experiment(EXPERIMENT, artifact_location=location, tags=_KIND))
     except MlflowException as error:
         found = client.get_experiment_by_name(EXPERIMENT)  # another run made it first
         if found is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from mrse import component, tracking
@@ -47,6 +48,7 @@ def _registered(params: Params, workspace: Path, report: TrainReport) -> str:
     curves = workspace / "reports/train"
     write_curves(report, curves)
     write_json(workspace / "reports/train.json", report.metrics)
+    tags = lineage(workspace)
     version = tracking.log_training_run(
         services,
         params=params.train.model_dump(mode="json"),
@@ -54,8 +56,10 @@ def _registered(params: Params, workspace: Path, report: TrainReport) -> str:
         curves=report.series(),
         package=workspace / _PACKAGE,
         artifacts=[curves, workspace / "reports/train.json"],
-        tags=lineage(workspace),
+        tags=tags,
         fingerprint=report.fingerprint,
+        name=f"{tags['data_source']} to {tags['data_end'][:10]}",
+        started=datetime.now(UTC) - timedelta(seconds=report.metrics["seconds"]),
     )
     write_json(workspace / "models/challenger.json", version)
     if report.checkpoints is not None:

@@ -2,9 +2,11 @@
 
 import socket
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 
 from mrse import tracking
 from mrse.config import ServicesConfig
@@ -36,6 +38,18 @@ def log(services, package, **changes):
         "fingerprint": "f00d",
     }
     return tracking.log_training_run(services, **{**given, **changes})
+
+
+def test_the_page_shows_runs_by_name_with_the_time_that_training_took(tmp_path, package):
+    services = ServicesConfig(mlflow_uri=f"sqlite:///{tmp_path}/mlflow.db", state_dir=str(tmp_path / "state"))
+    started = datetime(2026, 3, 15, 1, 0, tzinfo=UTC)
+    log(services, package, name="files to 2026-03-15", started=started)
+    client = MlflowClient(services.mlflow_uri)
+    experiment = client.get_experiment_by_name("mrse")
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert (run.info.run_name, run.info.start_time) == ("files to 2026-03-15", int(started.timestamp() * 1000))
+    assert tracking.list_runs(services)[0].started == started
 
 
 def test_a_run_becomes_a_version_that_can_be_fetched_and_made_champion(services, package, tmp_path, monkeypatch):
