@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 EXPERIMENT = "mrse"
-# MLflow's page opens on runs and curves; without it, on the traces of language models, of which there are none.
+# MLflow's pages are of two kinds, and take an experiment without a kind for one of language models and their traces.
 _KIND = {"mlflow.experimentKind": "custom_model_development"}
 MODEL = "mrse"
 CHAMPION = "champion"

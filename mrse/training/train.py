@@ -60,12 +60,12 @@ class TrainReport:
     checkpoints: Path | None
 
     def series(self) -> dict[str, list[tuple[int, float]]]:
-        """Both curves by metric name: `train_...` and `valid_...`."""
+        """Both curves by metric name: `train/...` and `valid/...`, which MLflow draws in two groups."""
         found: dict[str, list[tuple[int, float]]] = {}
         for prefix, rows in (("train", self.losses), ("valid", self.valid)):
             for step, values in rows:
                 for name, value in values.items():
-                    found.setdefault(f"{prefix}_{name}", []).append((step, value))
+                    found.setdefault(f"{prefix}/{name}", []).append((step, value))
         return found
 
 

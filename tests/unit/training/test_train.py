@@ -218,8 +218,8 @@ def test_learning_lowers_the_loss_and_tells_both_curves(tiny, tmp_path):
     assert aligned[-1] < 0.95 * aligned[0] and fused[-1] < 0.98 * fused[0]
     assert [step for step, _ in report.valid] == [20, 35, 50]
     series = report.series()
-    assert series["valid_recall"][-1] == (50, report.valid[-1][1]["recall"])
-    assert [step for step, _ in series["train_mnsce"]] == [30, 40, 50]
+    assert series["valid/recall"][-1] == (50, report.valid[-1][1]["recall"])
+    assert [step for step, _ in series["train/mnsce"]] == [30, 40, 50]
 
 
 def test_the_best_scored_weights_are_kept(tiny, tmp_path, unbroken):
