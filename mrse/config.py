@@ -450,16 +450,20 @@ ABLATIONS: dict[str, dict[str, dict[str, Any]]] = {
             "model.experts.ftatt": False,
             "model.experts.light_bert": False,
             "model.vbert_layers": 2,
+            "model.transformer_hidden": None,
             "model.hidden": "match",
         },
         "one_text_transformer": {
             "model.experts.vbert": False,
             "model.experts.ftatt": False,
+            "model.transformer_hidden": None,
             "model.hidden": "match",
         },
     },
     "inputs": {
         "no_user_history": {"model.user_history": False},
+        "history_5": {"model.history_length": 5},
+        "history_10": {"model.history_length": 10},
         "no_item_history": {"model.item_history": False},
         "no_preferences": {"model.preferences": False},
         "no_images": {"model.images": False},
@@ -488,8 +492,6 @@ ABLATIONS: dict[str, dict[str, dict[str, Any]]] = {
         "catalogue_2048": {"loss.catalogue_negatives": 2048},
     },
     "data": {
-        "history_5": {"data.history_length": 5},
-        "history_10": {"data.history_length": 10},
         "examples_25": {"data.examples_share": 0.25},
         "examples_50": {"data.examples_share": 0.5},
     },
@@ -502,9 +504,9 @@ _VARIANT_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 class AblateConfig(Section):
     """What `mrse ablate` trains beside the full model, which is the section `train` as it stands.
 
-    A variant's keys are those of `train`, dotted, as in `dvc exp run -S train.model.images=false`; two more change the
-    data (`DataChange`): `data.examples_share` and `data.history_length`. `model.hidden: match` takes the size that
-    gives the variant as many parameters as the full model.
+    A variant's keys are those of `train`, dotted, as in `dvc exp run -S train.model.images=false`; one more changes the
+    data (`DataChange`): `data.examples_share`. `model.hidden: match` takes the size that gives the variant as many
+    parameters as the full model.
     """
 
     variants: dict[str, dict[str, dict[str, Any]]] = ABLATIONS
@@ -524,7 +526,6 @@ class DataChange(Section):
     """What a variant of `mrse ablate` changes in the data that it is trained on."""
 
     examples_share: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0  # of the training examples, drawn once
-    history_length: Positive | None = None  # newest items of a shopper's history that are seen, also when scored
 
 
 class MarketplaceConfig(Section):
@@ -611,10 +612,7 @@ def parse(raw: Any, where: str = "params") -> Params:
     """Validate parameters that are already in memory; see `load`."""
     if not isinstance(raw, dict):
         raise ConfigError(f"{where}: expected a mapping of sections, got {type(raw).__name__}")
-    try:
-        return Params.model_validate(raw)
-    except ValidationError as error:
-        raise ConfigError("\n".join(_explain(where, dict(e)) for e in error.errors())) from None
+    return _validated(Params, raw, where)
 
 
 S = TypeVar("S", bound=Section)
@@ -640,8 +638,12 @@ def changed(section: S, changes: Mapping[str, Any], where: str) -> S:
         if not isinstance(target, dict):
             raise ConfigError(f"{where}: {dotted}: {'.'.join(path)} is a value, not a section")
         target[key] = value
+    return _validated(type(section), raw, where)
+
+
+def _validated(section: type[S], raw: Any, where: str) -> S:
     try:
-        return type(section).model_validate(raw)
+        return section.model_validate(raw)
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(where, dict(e)) for e in error.errors())) from None
 

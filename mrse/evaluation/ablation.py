@@ -29,7 +29,7 @@ from mrse.evaluation import gate, metrics, ranking, scoring, window
 from mrse.evaluation.bootstrap import Floats, Lift, Pair, paired_lifts
 from mrse.evaluation.inputs import Inputs, read_inputs
 from mrse.evaluation.scoring import Embedded, Result
-from mrse.evaluation.variants import Variant, choose, full_model, make_variant, shorter_histories, write_profiles
+from mrse.evaluation.variants import Variant, choose, full_model, make_variant, write_profiles
 from mrse.evaluation.window import Source
 from mrse.jsonfile import read_json, write_json
 from mrse.model import towers
@@ -241,10 +241,7 @@ class Runner:
     def _score(self, run: Run, package: Path) -> dict[Source, Result]:
         asof = self.inputs.window.asof
         embedded = Embedded(run.variant.name, Retriever.load(package), self._workspace, self._cache, asof)
-        return {
-            source: embedded.score(shorter_histories(asked, run.variant.data), self._gate.k)
-            for source, asked in self.inputs.sources.items()
-        }
+        return {source: embedded.score(asked, self._gate.k) for source, asked in self.inputs.sources.items()}
 
 
 def compare(

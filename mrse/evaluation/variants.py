@@ -6,7 +6,7 @@ Legend of the shape suffixes: M rows of a table.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +18,13 @@ from mrse import config
 from mrse.config import FULL, DataChange, ModelConfig, Params, TrainConfig
 from mrse.data.contract import write_parquet
 from mrse.errors import ConfigError
-from mrse.evaluation.window import Asked
 from mrse.jsonfile import read_handed
-from mrse.model.arrays import History
 from mrse.model.retriever import Retriever
 from mrse.profiles import tables
 
-MATCH = "match"
+_MATCH = "match"
 _HIDDEN = "model.hidden"
 _DATA = "data."
-_HISTORY = ("hist_items", "hist_actions", "hist_ages")
 _DRAW_SEED = 0
 
 
@@ -93,7 +90,7 @@ def make_variant(params: Params, group: str, name: str, full: Variant, features:
     where = f"params.yaml: ablate.variants.{group}.{name}"
     of_data = {key.removeprefix(_DATA): value for key, value in changes.items() if key.startswith(_DATA)}
     of_train = {key: value for key, value in changes.items() if not key.startswith(_DATA)}
-    matched = of_train.get(_HIDDEN) == MATCH
+    matched = of_train.get(_HIDDEN) == _MATCH
     if matched:
         del of_train[_HIDDEN]
     train = config.changed(full.train, of_train, where)
@@ -138,7 +135,7 @@ def matching_hidden(model: ModelConfig, parameters: int, features: Path) -> int:
 
 
 def write_profiles(change: DataChange, profiles: Path, out: Path) -> None:
-    """A copy of `data/profiles` with fewer training examples or shorter histories.
+    """A copy of `data/profiles` with fewer training examples.
 
     Args:
         change: what to change.
@@ -146,41 +143,17 @@ def write_profiles(change: DataChange, profiles: Path, out: Path) -> None:
         out: the folder to write; files that stay as they are become links.
 
     Raises:
-        DataError: examples or requests are missing or unreadable.
+        DataError: the examples are missing or unreadable.
     """
     out.mkdir(parents=True)
     examples = tables.read(profiles / "examples.parquet")
-    write_parquet(_fewer(_shorter(examples, change), change.examples_share), out / "examples.parquet")
-    requests = tables.read(profiles / "requests.parquet")
-    write_parquet(_shorter(requests, change), out / "requests.parquet")
+    write_parquet(_fewer(examples, change.examples_share), out / "examples.parquet")
     for path in profiles.iterdir():
         if not (out / path.name).exists():
             (out / path.name).symlink_to(path.resolve())
-
-
-def shorter_histories(asked: Asked, change: DataChange) -> Asked:
-    """The same requests by shoppers who remember less."""
-    most = change.history_length
-    if most is None:
-        return asked
-    histories = [
-        None if known is None else History(known.item_ids[:most], known.actions[:most], known.ages_hours[:most])
-        for known in asked.histories
-    ]
-    return replace(asked, histories=histories)
 
 
 def _fewer(examples: pa.Table, share: float) -> pa.Table:
     """A share of the training examples, drawn once: a smaller share is a part of a larger one."""
     drawn_M = np.random.default_rng(_DRAW_SEED).random(len(examples)) < share
     return examples.filter(pc.or_(pc.not_equal(examples.column("split"), "train"), pa.array(drawn_M)))
-
-
-def _shorter(table: pa.Table, change: DataChange) -> pa.Table:
-    """Histories, which are newest first, cut to the newest."""
-    if change.history_length is None:
-        return table
-    for name in _HISTORY:
-        kept = pc.list_slice(table.column(name), 0, change.history_length, return_fixed_size_list=False)
-        table = table.set_column(table.schema.get_field_index(name), table.schema.field(name), kept)
-    return table

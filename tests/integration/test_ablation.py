@@ -27,7 +27,7 @@ from tests import tiny_shop
 QUICK = {"align_steps": 4, "fuse_steps": 6, "eval_every": 3, "bank_refresh_steps": 3, "checkpoint_every": 2}
 QUICK |= {"batch_size": 32, "min_rank": 1.0}
 VARIANTS = {
-    "inputs": {"no_user_history": {"model.user_history": False}, "history_2": {"data.history_length": 2}},
+    "inputs": {"no_user_history": {"model.user_history": False}, "history_2": {"model.history_length": 2}},
     "loss": {"mnsce_only": {"loss.beta": 0.0}, "collapsed": {"min_rank": 1000.0}},
     "data": {"examples_25": {"data.examples_share": 0.25}},
 }

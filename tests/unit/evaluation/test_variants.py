@@ -2,22 +2,21 @@
 
 import re
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from mrse.config import DataChange, changed, parse
 from mrse.errors import ConfigError
-from mrse.evaluation.variants import choose, full_model, make_variant, shortened, shorter_histories, write_profiles
-from mrse.evaluation.window import read_window
+from mrse.evaluation.variants import choose, full_model, make_variant, shortened, write_profiles
 from mrse.profiles import tables
 from tests import tiny_shop
 
 VARIANTS = {
-    "inputs": {"no_images": {"model.images": False}, "history_2": {"data.history_length": 2}},
+    "inputs": {"no_images": {"model.images": False}, "history_2": {"model.history_length": 2}},
     "experts": {
         "wide": {"model.experts.ftatt": False, "model.hidden": "match"},
         "no_vbert": {"model.experts.vbert": False},
+        "dense": {"model.experts.ftatt": False, "model.transformer_hidden": None, "model.hidden": "match"},
     },
     "wrong": {
         "typo": {"model.imagez": False},
@@ -45,7 +44,7 @@ def test_names_and_groups_are_chosen_in_the_order_of_the_parameters(params):
     assert choose(params, ["no_vbert", "inputs"]) == {
         "no_images": "inputs", "history_2": "inputs", "no_vbert": "experts",
     }  # fmt: skip
-    assert len(choose(params, [])) == 8
+    assert len(choose(params, [])) == 9
 
 
 def test_an_unknown_name_is_one_error_that_lists_the_known(params):
@@ -53,7 +52,7 @@ def test_an_unknown_name_is_one_error_that_lists_the_known(params):
         choose(params, ["no_images", "no_imagez"])
     message = str(caught.value)
     assert "no variant or group 'no_imagez' in ablate.variants" in message and "\n" not in message
-    assert "experts: wide, no_vbert" in message
+    assert "experts: wide, no_vbert, dense" in message
 
 
 def test_a_variant_changes_what_it_says_and_nothing_else(params, shop):
@@ -94,6 +93,15 @@ def test_match_finds_the_hidden_size_with_as_many_parameters(params, shop):
     assert smaller.parameters < full.parameters and smaller.train.model.hidden == full.train.model.hidden
 
 
+def test_a_transformer_of_a_width_of_its_own_is_let_grow(params, shop):
+    narrow = changed(params.train, {"model.transformer_hidden": 16}, "here")
+    narrowed = params.model_copy(update={"train": narrow})
+    full = full_model(narrowed, shop / "features")
+    held, dense = (make_variant(narrowed, "experts", name, full, shop / "features") for name in ("wide", "dense"))
+    assert held.train.model.transformer_width == 16 < dense.train.model.transformer_width == dense.train.model.hidden
+    assert dense.train.model.hidden < held.train.model.hidden
+
+
 def test_a_share_of_the_steps(params):
     train = params.train
     assert (train.align_steps, train.fuse_steps) == (60, 100)
@@ -114,27 +122,3 @@ def test_fewer_examples_are_nested_and_leave_the_rest_alone(shop, tmp_path):
     assert kept[0.25] < kept[0.5]
     for name in ("requests", "items"):
         assert pq.read_table(tmp_path / f"0.5/{name}.parquet") == pq.read_table(shop / f"profiles/{name}.parquet")
-
-
-def test_histories_are_cut_to_the_newest_in_training_and_in_scoring(shop, tmp_path):
-    write_profiles(DataChange(history_length=2), shop / "profiles", tmp_path / "cut")
-    for name in ("examples", "requests"):
-        cut = tables.read(tmp_path / f"cut/{name}.parquet").to_pylist()
-        whole = tables.read(shop / f"profiles/{name}.parquet").to_pylist()
-        assert any(len(row["hist_items"]) > 2 for row in whole)
-        for mine, theirs in zip(cut, whole, strict=True):
-            for column in ("hist_items", "hist_actions", "hist_ages"):
-                assert mine.pop(column) == theirs.pop(column)[:2]
-            assert mine == theirs
-    requests = pq.read_table(shop / "profiles/requests.parquet")
-    test = requests.set_column(0, "split", pa.array(["test"] * len(requests)))
-    pq.write_table(test, tmp_path / "requests.parquet")
-    ids = [row["item_id"] for row in tiny_shop.items()]
-    asked = read_window(tmp_path, ids, 0.7, 1000).asked["events"]
-    shorter = shorter_histories(asked, DataChange(history_length=2))
-    assert shorter.hash == asked.hash and max(shorter.lengths) == 2 < max(asked.lengths)
-    assert all(
-        known is None or (short.item_ids, short.ages_hours) == (known.item_ids[:2], known.ages_hours[:2])
-        for short, known in zip(shorter.histories, asked.histories, strict=True)
-    )
-    assert shorter_histories(asked, DataChange()) is asked
