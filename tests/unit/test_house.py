@@ -144,6 +144,20 @@ def test_the_extras_of_a_component_are_all_it_needs(stage: str) -> None:
     assert needed <= installed_by(spec["extras"])
 
 
+@pytest.mark.parametrize(
+    ("module", "extra", "unused"),
+    [
+        ("mrse.model.export", "export", set()),
+        ("mrse.evaluation.ablation_report", "ablate", set()),
+        ("mrse.model.exported", "exported", {"transformers"}),  # reads a pretrained encoder's tokeniser, before exporting
+    ],
+)
+def test_the_extra_of_a_command_is_all_it_needs(module: str, extra: str, unused: set[str]) -> None:
+    needed = {DISTRIBUTION.get(name, name.replace("_", "-")) for name in reached(module)}
+    assert "pyarrow" in needed, "the walk reaches the library"
+    assert needed - unused <= installed_by([extra])
+
+
 def test_no_component_without_a_stage() -> None:
     folders = {path.parent.name for path in (ROOT / "components").glob("*/component.yaml")}
     assert folders == set(STAGES)
