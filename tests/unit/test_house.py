@@ -149,7 +149,7 @@ def test_the_extras_of_a_component_are_all_it_needs(stage: str) -> None:
     [
         ("mrse.model.export", "export", set()),
         ("mrse.evaluation.ablation_report", "ablate", set()),
-        ("mrse.model.exported", "exported", {"transformers"}),  # reads a pretrained encoder's tokeniser, before exporting
+        ("mrse.model.exported", "exported", {"transformers"}),  # for a pretrained tokeniser, before the export
     ],
 )
 def test_the_extra_of_a_command_is_all_it_needs(module: str, extra: str, unused: set[str]) -> None:
