@@ -1,4 +1,4 @@
-"""Small JSON files between stages: readable, sorted keys, replaced whole."""
+"""Small files, replaced whole: text, and the JSON between stages, readable and with sorted keys."""
 
 from __future__ import annotations
 
@@ -11,9 +11,13 @@ from mrse.errors import DataError
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as readable JSON with sorted keys; the folder is made when missing, and readers see old or new."""
+    """Write `value` as readable JSON with sorted keys, as `write_text` does."""
+    write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write text as UTF-8; the folder is made when missing, and readers see the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
     part = path.with_name(path.name + ".part")
     part.write_text(text, encoding="utf-8")
     os.replace(part, path)

@@ -298,12 +298,11 @@ def _lifts(
 
 def _data_files(workspace: Path) -> list[Path]:
     data = workspace / "data"
-    files = [data / "clean/items.parquet"]
-    files += [data / "profiles" / name for name in ("examples.parquet", "requests.parquet", "items.parquet")]
+    files = training.input_files(data / "features", data / "clean", data / "profiles")
     missing = [str(path) for path in files if not path.is_file()]
     if missing:
         raise DataError(f"{', '.join(missing)}: no such file; run `dvc repro build_features` first")
-    return files + sorted(path for path in (data / "features").rglob("*") if path.is_file())
+    return files
 
 
 def _code_files() -> list[Path]:

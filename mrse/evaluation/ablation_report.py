@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from mrse.config import FULL
 from mrse.evaluation.ablation import TABLE, Ablation, Compared
 from mrse.evaluation.bootstrap import Lift
 from mrse.evaluation.wording import change, made_up, plain, shown, signed
+from mrse.jsonfile import write_text
 
 PAGE, DIFFERENCES, CONVERGENCE = "ablation.md", "ablation.svg", "convergence.svg"
 _NDCG, _RELE = "ndcg_at_10", "judged.rele_at_10"
@@ -52,9 +52,9 @@ def write_ablation(ablation: Ablation, out: Path) -> list[Path]:
         for name, figure in drawn.items():
             picture = io.StringIO()
             figure.savefig(picture, format="svg", metadata={"Date": None}, bbox_inches="tight")
-            _write(out / name, picture.getvalue())
-    _write(out / TABLE, as_csv(ablation))
-    _write(out / PAGE, as_markdown(ablation, list(drawn)))
+            write_text(out / name, picture.getvalue())
+    write_text(out / TABLE, as_csv(ablation))
+    write_text(out / PAGE, as_markdown(ablation, list(drawn)))
     return [out / name for name in (PAGE, TABLE, *drawn)]
 
 
@@ -272,9 +272,3 @@ def _row(cells: Sequence[str]) -> str:
 
 def _interval(lift: Lift) -> str:
     return change(lift.lift, lift.lower, lift.upper)
-
-
-def _write(path: Path, text: str) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)

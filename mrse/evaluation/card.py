@@ -6,7 +6,6 @@ After Mitchell et al., "Model Cards for Model Reporting" (2019). Every figure is
 from __future__ import annotations
 
 import csv
-import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,7 +20,7 @@ from mrse.errors import DataError
 from mrse.evaluation.ablation import TABLE
 from mrse.evaluation.slices import DEFINITIONS
 from mrse.evaluation.wording import change, made_up, plain, shown
-from mrse.jsonfile import read_handed
+from mrse.jsonfile import read_handed, write_text
 from mrse.model.retriever import Retriever
 
 CARD = "model-card.md"
@@ -31,10 +30,7 @@ _ARTIFACT = "card"
 def write_card(workspace: Path) -> Path:
     """Write `reports/model-card.md` in one move; see `make_card`."""
     path = workspace / "reports" / CARD
-    part = path.with_name(path.name + ".part")
-    text = make_card(workspace)
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    write_text(path, make_card(workspace))
     return path
 
 
@@ -96,7 +92,7 @@ def _facts(model: Retriever) -> dict[str, Any]:
     histories = {"shoppers' histories": config.user_history, "the queries that led to an item": config.item_history}
     reads = ["query text", "title and category", *(name for name, on in histories.items() if on)]
     return {
-        "parameters": sum(parameter.numel() for parameter in model.model.parameters()),
+        "parameters": model.parameter_count,
         "mebibytes": sum(file.stat().st_size for file in model.assets.rglob("*") if file.is_file()) / 2**20,
         "dim": model.dim,
         "hidden": config.hidden,

@@ -21,6 +21,7 @@ from mrse.evaluation.ranking import EMPTY, Floats
 from mrse.evaluation.scoring import Result
 from mrse.evaluation.slices import Slices
 from mrse.evaluation.window import Asked
+from mrse.jsonfile import write_text
 
 EXAMPLES = 20
 _SHOWN = 6
@@ -82,10 +83,7 @@ def write_report(
             lost=[_example(evidence, row, metric, pictures) for row in lost],
         )
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(html, encoding="utf-8")
-    partial.replace(path)
+    write_text(path, html)
 
 
 def most_changed(evidence: Evidence, metric: str) -> tuple[list[int], list[int]]:

@@ -110,8 +110,7 @@ def shortened(train: TrainConfig, share: float) -> TrainConfig:
 def count_parameters(model: ModelConfig, features: Path) -> int:
     """Trainable parameters of a model over what `build_features` made."""
     text_encoder = read_handed(features / "features.json", "build_features").get("text_encoder")
-    retriever = Retriever.create(model, features, text_encoder)
-    return sum(parameter.numel() for parameter in retriever.model.parameters())
+    return Retriever.create(model, features, text_encoder).parameter_count
 
 
 def matching_hidden(model: ModelConfig, parameters: int, features: Path) -> int:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from mrse.errors import ConfigError, DataError
 from mrse.features.text import split_words
+from mrse.jsonfile import write_json
 
 _FNV_OFFSET = np.uint32(2166136261)
 _FNV_PRIME = np.uint32(16777619)
@@ -120,11 +121,7 @@ class SubwordHasher:
 
     def save(self, path: Path | str) -> None:
         """Write `subword.json`."""
-        path = Path(path)
-        partial = path.with_name(path.name + ".partial")
-        sizes = {"buckets": self.buckets, "min_n": self.min_n, "max_n": self.max_n}
-        partial.write_text(json.dumps(sizes, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        partial.replace(path)
+        write_json(Path(path), {"buckets": self.buckets, "min_n": self.min_n, "max_n": self.max_n})
 
     @classmethod
     def load(cls, path: Path | str) -> SubwordHasher:

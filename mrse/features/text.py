@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from mrse.errors import ConfigError, DataError
+from mrse.jsonfile import write_text
 
 PAD, UNK, CLS, SEP, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
 
@@ -179,9 +180,7 @@ class Tokenizer:
         """Write `tokenizer.json` (`path` is the file, or an existing folder to put it in)."""
         path = Path(path)
         file = path / "tokenizer.json" if path.is_dir() else path
-        partial = file.with_name(file.name + ".partial")
-        partial.write_text(self._inner.to_str(pretty=True), encoding="utf-8")
-        partial.replace(file)
+        write_text(file, self._inner.to_str(pretty=True))
 
     def encode(self, texts: Sequence[str], length: int) -> NDArray[np.int32]:
         """Token ids of each text, cut and padded to one length.

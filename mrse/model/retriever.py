@@ -160,6 +160,11 @@ class Retriever:
         has_encoder = (self.assets / "image_encoder").is_dir()
         return self.model.config.images and "vbert" in self.experts and has_encoder
 
+    @property
+    def parameter_count(self) -> int:
+        """Number of trainable parameters."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
     def item_texts(self, titles: Sequence[str], categories: Sequence[str | None]) -> TextTable:
         """Items' texts, tokenised."""
         texts = [item_text(title, category) for title, category in zip(titles, categories, strict=True)]

@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 
 from mrse.data.images import MAX_PIXELS, ImageProblem, ImageStore, decode
 from mrse.errors import DataError
+from mrse.jsonfile import write_text
 from mrse.serving.examples import Question
 from mrse.serving.recall import Hit, Reader
 
@@ -75,10 +76,7 @@ def write_page(
         ],
     )
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        partial = out.with_name(out.name + ".partial")
-        partial.write_text(html, encoding="utf-8")
-        partial.replace(out)
+        write_text(out, html)
     except OSError as error:
         raise DataError(f"{out}: cannot be written: {error.strerror}") from None
 

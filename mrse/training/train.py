@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mrse.config import TrainConfig
 from mrse.errors import TrainingFailed
@@ -107,7 +107,7 @@ def train(
     folder = None
     if cache_dir is not None:
         settings = config.model_dump_json(exclude=_NO_PART_OF_A_RUN)
-        key = checkpoint.run_key(settings, _input_files(features, clean, profiles) + _source_files())
+        key = checkpoint.run_key(settings, input_files(features, clean, profiles) + _source_files())
         world.check_same(key, "configuration, inputs or code")
         if world.first:
             checkpoint.clear_abandoned(cache_dir / "train", but=key)
@@ -118,7 +118,7 @@ def train(
     run.go()
     fingerprint = world.from_first(lambda: _saved(retriever, out))
     metrics = run.final_metrics() | {f"dropped_{reason}": float(n) for reason, n in shop.dropped.items()}
-    metrics |= {"seconds": time.perf_counter() - started, "parameters": float(_parameters(retriever.model))}
+    metrics |= {"seconds": time.perf_counter() - started, "parameters": float(retriever.parameter_count)}
     return TrainReport(metrics, run.losses, run.valid, fingerprint, run.resumed_from, folder)
 
 
@@ -284,7 +284,8 @@ def _saved(retriever: Retriever, out: Path) -> str:
     return retriever.fingerprint
 
 
-def _input_files(features: Path, clean: Path, profiles: Path) -> list[Path]:
+def input_files(features: Path, clean: Path, profiles: Path) -> list[Path]:
+    """The files that a training reads; what it learns depends on no other."""
     files = [clean / "items.parquet"]
     files += [profiles / name for name in ("examples.parquet", "requests.parquet", "items.parquet")]
     return files + sorted(path for path in features.rglob("*") if path.is_file())
@@ -296,7 +297,3 @@ def _source_files() -> list[Path]:
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-
-
-def _parameters(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
