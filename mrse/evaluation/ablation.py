@@ -32,7 +32,6 @@ from mrse.evaluation.scoring import Embedded, Result
 from mrse.evaluation.variants import Variant, choose, full_model, make_variant, write_profiles
 from mrse.evaluation.window import Source
 from mrse.jsonfile import read_json, write_json
-from mrse.model import towers
 from mrse.model.retriever import Retriever
 from mrse.profiles import tables
 from mrse.progress import say
@@ -41,8 +40,7 @@ from mrse.training import train as training
 from mrse.training.reports import write_curves
 from mrse.training.train import train
 
-_CODE_FOLDERS = (towers, training)
-_CODE_FILES = (metrics, ranking, scoring, window)
+_SCORING = (metrics, ranking, scoring, window)
 _RESULT = "result.json"
 TABLE = "ablation.csv"
 
@@ -306,9 +304,7 @@ def _data_files(workspace: Path) -> list[Path]:
 
 
 def _code_files() -> list[Path]:
-    folders = [Path(str(module.__file__)).parent for module in _CODE_FOLDERS]
-    files = [file for folder in folders for file in sorted(folder.glob("*.py"))]
-    return files + [Path(str(module.__file__)) for module in _CODE_FILES]
+    return training.source_files() + [Path(str(module.__file__)) for module in _SCORING]
 
 
 def _per_request(result: Result) -> pa.Table:

@@ -107,7 +107,7 @@ def train(
     folder = None
     if cache_dir is not None:
         settings = config.model_dump_json(exclude=_NO_PART_OF_A_RUN)
-        key = checkpoint.run_key(settings, input_files(features, clean, profiles) + _source_files())
+        key = checkpoint.run_key(settings, input_files(features, clean, profiles) + source_files())
         world.check_same(key, "configuration, inputs or code")
         if world.first:
             checkpoint.clear_abandoned(cache_dir / "train", but=key)
@@ -291,7 +291,8 @@ def input_files(features: Path, clean: Path, profiles: Path) -> list[Path]:
     return files + sorted(path for path in features.rglob("*") if path.is_file())
 
 
-def _source_files() -> list[Path]:
+def source_files() -> list[Path]:
+    """The code that decides what a training does."""
     return [file for folder in _SOURCES for file in sorted(folder.glob("*.py"))]
 
 

@@ -99,7 +99,7 @@ def test_a_changed_configuration_or_input_starts_anew(tiny, tmp_path):
 
 
 def test_changed_code_starts_anew(tiny, tmp_path, monkeypatch):
-    assert {"train.py", "steps.py", "towers.py", "retriever.py"} <= {p.name for p in train_module._source_files()}
+    assert {"train.py", "steps.py", "towers.py", "retriever.py"} <= {p.name for p in train_module.source_files()}
     source = tmp_path / "code/step.py"
     source.parent.mkdir()
     source.write_text("a = 1")
