@@ -39,9 +39,10 @@ from mrse.evaluation.lexical import BM25, item_text
 from mrse.evaluation.metrics import Labels, evaluate
 from mrse.evaluation.ranking import Ranking, exact_search, fuse, top_k
 from mrse.features.text import normalise
-from mrse.model.retriever import Catalogue, Retriever, load_catalogue
+from mrse.model.arrays import Catalogue
+from mrse.model.retriever import Retriever, load_catalogue
 
-RELEVANT = 0.75
+RELEVANT = 0.75  # the bar of the published figures for these judgments; the gate has its own (`gate.relevant_grade`)
 DEPTH = 100
 POOL = 1000  # candidates of each side that the learned fusion weighs
 STAGES = ("snapshot", "validate_logs", "build_profiles", "build_features", "train")
