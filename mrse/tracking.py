@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 EXPERIMENT = "mrse"
-# MLflow's pages are of two kinds, and take an experiment without a kind for one of language models and their traces.
-_KIND = {"mlflow.experimentKind": "custom_model_development"}
 MODEL = "mrse"
 CHAMPION = "champion"
 PACKAGE = "package"  # artifact folder of the model package
@@ -277,8 +275,7 @@ def _experiment(client: MlflowClient, services: ServicesConfig) -> str:
     if found is not None:
         return str(found.experiment_id)
     try:
-        location = _artifact_location(services)
-        return str(client.create_experiment(EXPERIMENT, artifact_location=location, tags=_KIND))
+        return str(client.create_experiment(EXPERIMENT, artifact_location=_artifact_location(services)))
     except MlflowException as error:
         found = client.get_experiment_by_name(EXPERIMENT)  # another run made it first
         if found is None:
