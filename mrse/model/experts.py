@@ -7,6 +7,7 @@ is 0 (query) or 1 (item).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from mrse.model.inputs import Texts
 QUERY, ITEM = 0, 1
 TOWERS = 2
 _FAR = 5.0  # standard deviations
+_GRAM_ROOT = 0.25
 
 
 class Packing:
@@ -147,7 +149,12 @@ class LightBert(nn.Module):
         else:
             config: Any = encoder.config
             self.encoder = encoder
-            self.out = nn.Linear(int(config.hidden_size), model.hidden)
+            self.out = nn.Linear(int(config.hidden_size), model.hidden, bias=False)
+            nn.init.orthogonal_(self.out.weight)  # angles between texts stay what the encoder made them
+
+    def given(self) -> Iterator[nn.Parameter]:
+        """The parameters of a given encoder."""
+        yield from self.encoder.parameters() if hasattr(self, "encoder") else ()
 
     def forward(self, texts: Texts, tower: int) -> Tensor:
         """A batch of texts to `(B, H)`."""
@@ -217,9 +224,11 @@ class VBert(nn.Module):
 
 
 class FtAtt(nn.Module):
-    """Fast lexical text: a word is the mean of its hashed n-grams, a text the attention-weighted mean of its words.
+    """Fast lexical text: a word is the sum of its hashed n-grams, a text the attention-weighted mean of its words.
 
-    Attention starts from how rare a word is in the shop (`fit_words`): words too rare to learn from still count.
+    The sum is divided by the fourth root of their number, so that a longer word, which says more, weighs more: a mean
+    would let it weigh less. Attention starts from how rare a word is in the shop (`fit_words`): words too rare to learn
+    from still count. Untrained, at a width that keeps n-grams apart, this ranks like BM25 (docs/results.md).
     """
 
     log_rarity_R: Tensor
@@ -227,7 +236,8 @@ class FtAtt(nn.Module):
     def __init__(self, hidden: int, buckets: int) -> None:
         super().__init__()
         self.register_buffer("log_rarity_R", torch.zeros(buckets + 1))
-        self.rarity = nn.Parameter(torch.ones(()))
+        # Query and item both weigh a word: a square root on either side lets its rarity count once, as in BM25.
+        self.rarity = nn.Parameter(torch.tensor(0.5))
         self.grams = _embedding(buckets + 1, hidden)
         self.grams.weight.data[0] = 0.0
         self.score = nn.Sequential(nn.Linear(hidden, hidden), nn.Tanh(), nn.Linear(hidden, 1))
@@ -243,7 +253,7 @@ class FtAtt(nn.Module):
         Each distinct word of the batch is embedded and scored once, then gathered.
         """
         word_UH = self._words(texts.grams_UG)
-        # A word's first n-gram is the word itself. Its weight starts as its inverse document frequency.
+        # A word's first n-gram is the word itself.
         rarity_U = self.log_rarity_R[texts.grams_UG[:, 0]]
         score_U = self.score(word_UH).squeeze(1) + self.rarity * rarity_U
         inside_BW = texts.words_BW > 0
@@ -252,15 +262,15 @@ class FtAtt(nn.Module):
         return torch.einsum("bw,bwh->bh", attention_BW, word_UH[texts.words_BW])
 
     def _words(self, grams_UG: Tensor) -> Tensor:
-        """The mean of each word's n-grams, `(U, H)`."""
+        """Each word's n-grams, summed and evened out, `(U, H)`."""
+        inside_UG = (grams_UG > 0).to(self.grams.weight.dtype)
+        scale_U1 = inside_UG.sum(dim=1, keepdim=True).clamp(min=1) ** -_GRAM_ROOT
         if not torch.is_grad_enabled():
-            inside_UG = (grams_UG > 0).to(self.grams.weight.dtype)
-            share_UG = inside_UG / inside_UG.sum(dim=1, keepdim=True).clamp(min=1)
-            return (share_UG[:, None, :] @ F.embedding(grams_UG, self.grams.weight)).squeeze(1)
+            return ((inside_UG * scale_U1)[:, None, :] @ F.embedding(grams_UG, self.grams.weight)).squeeze(1)
         # A sparse gradient: only n-grams that occur are touched. Padding (0) is in row 0 and so the first distinct one.
         distinct_R, place_UG = torch.unique(grams_UG, return_inverse=True)
         gram_RH = F.embedding(distinct_R, self.grams.weight, sparse=True)
-        return F.embedding_bag(place_UG, gram_RH, mode="mean", padding_idx=0)
+        return F.embedding_bag(place_UG, gram_RH, mode="sum", padding_idx=0) * scale_U1
 
 
 class Experts(nn.Module):

@@ -122,14 +122,14 @@ def test_a_full_batch_is_not_moved():
 
 
 def test_with_and_without_gradients_the_experts_say_the_same(experts, table):
-    """Training spells attention and n-gram means out for its gradients; inference takes fused kernels."""
+    """Training spells attention and n-gram sums out for its gradients; inference takes fused kernels."""
     texts = table.batch(rows(0, 1, 2, 3, 4))
     with torch.no_grad():
         fused = experts(texts, QUERY)
     assert torch.allclose(fused, experts(texts, QUERY), atol=1e-5)
 
 
-def test_ftatt_is_attention_over_means_of_ngrams(table):
+def test_ftatt_is_attention_over_sums_of_ngrams(table):
     torch.manual_seed(0)
     expert = FtAtt(8, 500)
     expert.fit_words(torch.from_numpy(table.word_counts(500)), len(table))
@@ -140,12 +140,12 @@ def test_ftatt_is_attention_over_means_of_ngrams(table):
             words = []
             for word in texts.words_BW[row][texts.words_BW[row] > 0]:
                 grams = [g for g in texts.grams_UG[word].tolist() if g]
-                words.append(torch.stack([expert.grams.weight[g] for g in grams]).mean(dim=0))
+                words.append(torch.stack([expert.grams.weight[g] for g in grams]).sum(dim=0) / len(grams) ** 0.25)
             rare = [
                 expert.log_rarity_R[int(texts.grams_UG[word, 0])]
                 for word in texts.words_BW[row][texts.words_BW[row] > 0]
             ]
-            shares = torch.softmax(torch.cat([expert.score(word) for word in words]) + torch.stack(rare), dim=0)
+            shares = torch.softmax(torch.cat([expert.score(word) for word in words]) + torch.stack(rare) / 2, dim=0)
             expected = sum(share * word for share, word in zip(shares, words, strict=True))
             assert torch.allclose(got[row], expected, atol=1e-6)
 
