@@ -93,6 +93,8 @@ def _describe(clean: Path, image_root: str) -> None:
         pa.table({"query": pa.array([], pa.string()), "requests": pa.array([], pa.int64())}),
         clean.parent / "profiles/queries.parquet",
     )
+    nothing = {name: pa.array([], pa.string()) for name in ("split", "query", "item_id")}
+    pq.write_table(pa.table(nothing), clean.parent / "profiles/examples.parquet")
 
 
 def _times(config: FeaturesConfig, workspace: Path) -> dict[str, Any]:
@@ -102,7 +104,7 @@ def _times(config: FeaturesConfig, workspace: Path) -> dict[str, Any]:
             lambda settings=settings: build_features(
                 settings,
                 workspace / "data/clean",
-                workspace / "data/profiles/queries.parquet",
+                workspace / "data/profiles",
                 workspace,
                 workspace / "cache",
                 workspace / "data/features",

@@ -307,6 +307,8 @@ class TrainConfig(Section):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # of the experts while training; auto: by CPU
     clip: PositiveFloat = 1.0  # largest norm of the gradient
     expert_learning_rate_share: Share = 0.3  # of learning_rate, for the experts while the fusion is trained
+    # Of the experts' rate, for a given text encoder (`build_features.text_encoder`): what it knows must not be lost.
+    text_encoder_learning_rate_share: Share = 0.05
     self_pairs: Share = 0.25  # of a batch: pairs made from the shop's own titles (crops and typos), not from its logs
     keep: Literal["best", "last"] = "best"  # by recall on the validation requests; without any, the last
     valid_k: Positive = 50

@@ -10,11 +10,11 @@ from mrse.features.build import build_features
 
 
 def body(params: Params, workspace: Path) -> str:
-    """Read `data/clean` and `data/profiles/queries.parquet`, write `data/features`."""
+    """Read `data/clean` and `data/profiles`, write `data/features`."""
     facts = build_features(
         params.build_features,
         clean=workspace / "data/clean",
-        queries=workspace / "data/profiles/queries.parquet",
+        profiles=workspace / "data/profiles",
         workspace=workspace,
         cache_dir=Path(params.services.under(workspace).cache_dir),
         out=workspace / "data/features",

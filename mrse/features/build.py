@@ -39,14 +39,14 @@ _CHUNK = 256
 
 
 def build_features(
-    config: FeaturesConfig, clean: Path, queries: Path, workspace: Path, cache_dir: Path, out: Path
+    config: FeaturesConfig, clean: Path, profiles: Path, workspace: Path, cache_dir: Path, out: Path
 ) -> dict[str, Any]:
     """Write everything that turns texts and pictures into the model's inputs.
 
     Args:
         config: `build_features` of `params.yaml`.
         clean: `data/clean`.
-        queries: `data/profiles/queries.parquet`, the queries asked before the test days.
+        profiles: `data/profiles`, of which the queries asked before the test days and the training examples are read.
         workspace: what local picture paths are relative to.
         cache_dir: where image features stay between runs.
         out: the folder to write (`data/features`), replaced whole.
@@ -63,11 +63,11 @@ def build_features(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
 
-    tokenizer = _tokenizer(config, items, queries)
+    tokenizer = _tokenizer(config, items, profiles / "queries.parquet")
     tokenizer.save(partial)
     SubwordHasher(config.subword_buckets, config.subword_min_n, config.subword_max_n).save(partial / "subword.json")
 
-    pictures = _write_images(config, items, clean, workspace, cache_dir, partial)
+    pictures = _write_images(config, items, clean, profiles / "examples.parquet", workspace, cache_dir, partial)
     facts = {
         "items": items.num_rows,
         "vocab_size": tokenizer.vocab_size,
@@ -82,7 +82,7 @@ def build_features(
 def _tokenizer(config: FeaturesConfig, items: pa.Table, queries: Path) -> Tokenizer:
     if config.text_encoder is not None:
         return Tokenizer.from_pretrained(config.text_encoder)
-    return Tokenizer.train(vocabulary_texts(items, _read_queries(queries)), config.vocab_size)
+    return Tokenizer.train(vocabulary_texts(items, _read(queries, "query", "requests")), config.vocab_size)
 
 
 def vocabulary_texts(items: pa.Table, queries: pa.Table) -> Iterator[str]:
@@ -100,17 +100,17 @@ def vocabulary_texts(items: pa.Table, queries: pa.Table) -> Iterator[str]:
     )
 
 
-def _read_queries(path: Path) -> pa.Table:
+def _read(path: Path, *columns: str) -> pa.Table:
     try:
-        return pq.read_table(path, columns=["query", "requests"])
+        return pq.read_table(path, columns=list(columns))
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; run build_profiles first") from None
     except (pa.ArrowInvalid, pa.ArrowKeyError, OSError) as error:
-        raise DataError(f"{path}: not a table with the columns query and requests: {error}") from None
+        raise DataError(f"{path}: not a table with the columns {', '.join(columns)}: {error}") from None
 
 
 def _write_images(
-    config: FeaturesConfig, items: pa.Table, clean: Path, workspace: Path, cache_dir: Path, out: Path
+    config: FeaturesConfig, items: pa.Table, clean: Path, examples: Path, workspace: Path, cache_dir: Path, out: Path
 ) -> dict[str, Any]:
     """Write the index, the array and, where at least one picture can be used, the encoder."""
     refs = items["image"].to_pylist()
@@ -121,7 +121,7 @@ def _write_images(
         return facts | {"unusable_images": {}, "image_encoder": None}
 
     store = ImageStore(read_meta(clean).image_root, workspace)
-    encoder, pretrained_on = _encoder(config, items, store)
+    encoder, pretrained_on = _encoder(config, items, examples, store)
     features = image_features(encoder, refs, store, cache_dir, out=out / "image_features.npy")
     _write_index(items, features.row, features.content_hash, out)
     facts |= {"images": len(features.array), "items_with_image": int((features.row >= 0).sum())}
@@ -152,7 +152,7 @@ def _no_features(config: FeaturesConfig) -> NDArray[np.float16]:
     return np.zeros((0, settings.tokens, settings.dim + settings.colour_levels**3), dtype=np.float16)
 
 
-def _encoder(config: FeaturesConfig, items: pa.Table, store: ImageStore) -> tuple[ImageEncoder, int]:
+def _encoder(config: FeaturesConfig, items: pa.Table, examples: Path, store: ImageStore) -> tuple[ImageEncoder, int]:
     """The named encoder, or one pre-trained here; and the number of pictures it was pre-trained on."""
     settings = config.image_encoder
     if settings.name is not None:
@@ -165,7 +165,19 @@ def _encoder(config: FeaturesConfig, items: pa.Table, store: ImageStore) -> tupl
     pixels_PSSC, usable = _pictures(pictured["image"].to_pylist(), store, settings.image_size)
     pictured = pictured.take(pa.array(usable, pa.int64()))
     categories = [category or "" for category in pictured["category"].to_pylist()]
-    return pretrain(pixels_PSSC, pictured["title"].to_pylist(), categories, settings, config.seed), len(usable)
+    titles, queries = pictured["title"].to_pylist(), _training_queries(examples, pictured["item_id"])
+    return pretrain(pixels_PSSC, titles, categories, queries, settings, config.seed), len(usable)
+
+
+def _training_queries(examples: Path, item_ids: pa.ChunkedArray) -> list[list[str]]:
+    """For each item the distinct queries of its training examples, sorted; later splits are not read."""
+    rows = _read(examples, "split", "query", "item_id")
+    pairs = rows.filter(pc.equal(rows["split"], "train")).select(["item_id", "query"]).group_by(["item_id", "query"])
+    found: dict[str, list[str]] = {item: [] for item in item_ids.to_pylist()}
+    for item, query in sorted(zip(*(column.to_pylist() for column in pairs.aggregate([]).columns), strict=True)):
+        if item in found:
+            found[item].append(query)
+    return list(found.values())
 
 
 def _pictures(refs: Sequence[str], store: ImageStore, size: int) -> tuple[NDArray[np.uint8], list[int]]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mrse.config import TrainConfig
 from mrse.errors import TrainingFailed
-from mrse.model.experts import FtAtt
+from mrse.model.experts import FtAtt, LightBert
 from mrse.training.distributed import ALONE, World
 
 _CLOSING_SHARE = 0.05
@@ -29,24 +29,33 @@ class Optimisers:
         self._world = world
         self._tables = tables = [module.grams.weight for module in model.modules() if isinstance(module, FtAtt)]
         embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-        groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+        given = {
+            id(parameter) for module in model.modules() if isinstance(module, LightBert) for parameter in module.given()
+        }
+        groups: dict[tuple[bool, float, bool], list[nn.Parameter]] = {}
         for name, parameter in model.named_parameters():
             if any(parameter is table for table in tables):
                 continue
             decays = parameter.ndim >= 2 and id(parameter) not in embeddings
-            groups.setdefault((name.startswith("experts."), decays), []).append(parameter)
+            share = config.text_encoder_learning_rate_share if id(parameter) in given else 1.0
+            groups.setdefault((name.startswith("experts."), share, decays), []).append(parameter)
         self._dense = [parameter for group in groups.values() for parameter in group]
         self._adam = torch.optim.AdamW(
             [
-                {"params": parameters, "experts": experts, "weight_decay": config.weight_decay if decays else 0.0}
-                for (experts, decays), parameters in groups.items()
+                {
+                    "params": parameters,
+                    "experts": experts,
+                    "share": share,
+                    "weight_decay": config.weight_decay if decays else 0.0,
+                }
+                for (experts, share, decays), parameters in groups.items()
             ],
             betas=_BETAS,
             fused=True,
         )
         self._all: dict[str, torch.optim.Optimizer] = {"adam": self._adam}
         if tables:
-            group = {"params": tables, "experts": True}
+            group = {"params": tables, "experts": True, "share": 1.0}
             self._all["lazy"] = torch.optim.SparseAdam([group], betas=_BETAS)
 
     def step(self, loss: Tensor, step: int) -> None:
@@ -57,7 +66,8 @@ class Optimisers:
         """
         for optimiser in self._all.values():
             for group in optimiser.param_groups:
-                group["lr"] = self._config.learning_rate * rate(self._config, step, bool(group["experts"]))
+                share = float(group["share"]) * rate(self._config, step, bool(group["experts"]))
+                group["lr"] = self._config.learning_rate * share
         self._model.zero_grad(set_to_none=True)
         self._world.backward(loss, self._dense, self._tables)
         norm = nn.utils.clip_grad_norm_(self._dense, self._config.clip)

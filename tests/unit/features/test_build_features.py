@@ -43,6 +43,14 @@ def make_shop(workspace: Path, images: list[str | None]) -> None:
     write_meta(workspace / "data/clean", meta)
     queries = pa.table({"query": ["red shirt"], "requests": pa.array([3], pa.int64())})
     write_parquet(queries, workspace / "data/profiles/queries.parquet")
+    asked = [
+        ("train", "red shirt", "i0"),
+        ("train", "red shirt", "i0"),
+        ("train", "a shirt", "i0"),
+        ("valid", "x", "i1"),
+    ]
+    examples = pa.table(dict(zip(("split", "query", "item_id"), zip(*asked, strict=True), strict=True)))
+    write_parquet(examples, workspace / "data/profiles/examples.parquet")
     (workspace / "pictures").mkdir()
     for seed in range(3):
         (workspace / f"pictures/{seed}.png").write_bytes(png(seed))
@@ -56,9 +64,7 @@ def png(seed: int) -> bytes:
 
 def run(workspace: Path, config: FeaturesConfig = CONFIG) -> dict:
     data = workspace / "data"
-    return build_features(
-        config, data / "clean", data / "profiles/queries.parquet", workspace, workspace / "cache", data / "features"
-    )
+    return build_features(config, data / "clean", data / "profiles", workspace, workspace / "cache", data / "features")
 
 
 def contents(folder: Path) -> dict[str, str]:

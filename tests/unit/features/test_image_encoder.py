@@ -81,7 +81,7 @@ def test_save_and_load_keep_outputs_and_fingerprint(tmp_path: Path) -> None:
 
 
 def test_transformers_loads_what_was_saved(tmp_path: Path) -> None:
-    pretrain(np.zeros((0, 32, 32, 3), np.uint8), [], [], tiny(pretrain_steps=0), seed=0).save(tmp_path)
+    pretrain(np.zeros((0, 32, 32, 3), np.uint8), [], [], [], tiny(pretrain_steps=0), seed=0).save(tmp_path)
     assert isinstance(transformers.AutoModel.from_pretrained(tmp_path), transformers.ViTModel)
     processor = transformers.AutoImageProcessor.from_pretrained(tmp_path)
     assert processor(picture(0), return_tensors="pt")["pixel_values"].shape == (1, 3, 32, 32)
@@ -220,30 +220,44 @@ def shop(rows: int, seed: int = 0) -> tuple[np.ndarray, list[str], list[str], li
 
 def test_pretraining_is_equal_for_an_equal_seed() -> None:
     pixels, titles, categories, _ = shop(30)
-    one, two, other = (pretrain(pixels, titles, categories, tiny(pretrain_steps=3), seed) for seed in (1, 1, 2))
+    one, two, other = (
+        pretrain(pixels, titles, categories, [[]] * len(titles), tiny(pretrain_steps=3), seed) for seed in (1, 1, 2)
+    )
     assert one.fingerprint == two.fingerprint != other.fingerprint
+
+
+def separation(encoder: ImageEncoder, pixels: np.ndarray, names: list[str]) -> float:
+    """Variance between colours over variance within one, of the class token."""
+    vectors = encoder.encode([Image.fromarray(row) for row in pixels])[:, 0].astype(np.float64)
+    groups = [vectors[[name == colour for name in names]] for colour in COLOURS]
+    within = np.mean([group.var(0).sum() for group in groups])
+    return float(np.var([group.mean(0) for group in groups], axis=0).sum() / within)
 
 
 def test_pretraining_teaches_what_titles_say() -> None:
     pixels, titles, categories, names = shop(300)
-    images = [Image.fromarray(row) for row in pixels]
+    untrained, trained = (
+        pretrain(pixels, titles, categories, [[]] * len(titles), config, seed=0)
+        for config in (tiny(pretrain_steps=0), tiny())
+    )
+    assert separation(trained, pixels, names) > 2 * separation(untrained, pixels, names)
 
-    def separation(encoder: ImageEncoder) -> float:
-        """Variance between colours over variance within one, of the class token."""
-        vectors = encoder.encode(images)[:, 0].astype(np.float64)
-        groups = [vectors[[name == colour for name in names]] for colour in COLOURS]
-        within = np.mean([group.var(0).sum() for group in groups])
-        return float(np.var([group.mean(0) for group in groups], axis=0).sum() / within)
 
-    untrained = pretrain(pixels, titles, categories, tiny(pretrain_steps=0), seed=0)
-    trained = pretrain(pixels, titles, categories, tiny(), seed=0)
-    assert separation(trained) > 2 * separation(untrained)
+def test_queries_teach_what_no_title_says() -> None:
+    pixels, _, categories, names = shop(300)
+    untold = ["shirt"] * len(pixels)
+    # Every second item was never asked for.
+    asked = [[f"{name} shirt", name] if place % 2 else [] for place, name in enumerate(names)]
+    without, with_queries = (
+        pretrain(pixels, untold, categories, queries, tiny(), seed=0) for queries in ([[]] * len(pixels), asked)
+    )
+    assert separation(with_queries, pixels, names) > 2 * separation(without, pixels, names)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 5])
 def test_a_tiny_catalogue_is_enough(rows: int) -> None:
     pixels, titles, categories, _ = shop(rows)
-    encoder = pretrain(pixels, titles, categories, tiny(pretrain_steps=2), seed=0)
+    encoder = pretrain(pixels, titles, categories, [[]] * len(titles), tiny(pretrain_steps=2), seed=0)
     assert np.isfinite(encoder.encode([picture(0)])).all()
 
 

@@ -37,7 +37,7 @@ def encoder(tmp_path: Path) -> CountingEncoder:
 
 
 def make_encoder(folder: Path, seed: int) -> CountingEncoder:
-    pretrain(np.zeros((0, 16, 16, 3), np.uint8), [], [], TINY, seed).save(folder)
+    pretrain(np.zeros((0, 16, 16, 3), np.uint8), [], [], [], TINY, seed).save(folder)
     encoder = CountingEncoder.load(folder)
     assert isinstance(encoder, CountingEncoder)
     return encoder

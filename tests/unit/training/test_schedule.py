@@ -1,8 +1,11 @@
 import pytest
+import transformers
 
-from mrse.config import LossConfig, TrainConfig
-from mrse.training.optimiser import rate
+from mrse.config import ExpertsConfig, LossConfig, TrainConfig
+from mrse.model.towers import Mrse
+from mrse.training.optimiser import Optimisers, rate
 from mrse.training.steps import hard_share
+from tests import tiny_shop
 
 CONFIG = TrainConfig(align_steps=100, fuse_steps=200, warmup_share=0.1, expert_learning_rate_share=0.3)
 
@@ -34,3 +37,21 @@ def test_the_share_of_hard_negatives_goes_straight_from_start_to_end_over_the_se
     one_step = config.model_copy(update={"fuse_steps": 1})
     assert hard_share(one_step, 3) == 0.2
     assert [hard_share(TrainConfig(), step) for step in (0, 300, 512, 899)] == [1.0] * 4
+
+
+def test_a_given_text_encoder_learns_at_its_own_share_of_the_rate():
+    settings = transformers.BertConfig(
+        vocab_size=50, hidden_size=24, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+    )
+    given = transformers.BertModel(settings, add_pooling_layer=False)
+    without_table = tiny_shop.config().model.model_copy(update={"experts": ExpertsConfig(ftatt=False)})
+    model = Mrse(without_table, 50, 500, 6, 2, given)
+    config = tiny_shop.config().model_copy(update={"text_encoder_learning_rate_share": 0.5})
+    optimisers = Optimisers(config, model)
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    loss = sum(parameter.sum() for parameter in model.parameters())
+    optimisers.step(loss, config.align_steps // 2)
+    moved = {name: float((value - before[name]).abs().max()) for name, value in model.named_parameters()}
+    # Adam's first step has the size of the learning rate, whatever the gradient.
+    encoder = moved["experts.each.light_bert.encoder.encoder.layer.0.output.dense.bias"]
+    assert encoder == pytest.approx(0.5 * moved["experts.each.vbert.adaptor.0.bias"], rel=0.01)
