@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mrse.config import ModelConfig
+from mrse.model.dropout import Dropout
 from mrse.model.inputs import Texts
 
 QUERY, ITEM = 0, 1
 TOWERS = 2
+_TOKENS, _ROWS, _PLACES, _LEAST = 128, 32, 8, 16
 _FAR = 5.0  # standard deviations
 _GRAM_ROOT = 0.25
 
@@ -26,37 +28,64 @@ _GRAM_ROOT = 0.25
 class Packing:
     """Real tokens of a padded batch as one flat list: linear layers do no work on padding.
 
-    Where there is no padding nothing is moved. In an exported graph, whose shapes must not hang on values, padding is
-    carried along (P = B * S) and only attention and the mean leave it out.
+    In training the list, and the batch that attention sees, are rounded up to a few sizes. oneDNN builds a bfloat16
+    product anew for every shape that it has not met, which takes longer than the product; and a softmax of 15 numbers
+    takes ten times as long as one of 16. Elsewhere a batch without padding is not moved at all.
+
+    In an exported graph, whose shapes must not hang on values, padding is carried along (P = B * S) and only attention
+    and the mean leave it out.
 
     Attributes:
         inside_BS: which tokens are real.
-        mask_B11S: what attention may look at; None: everything.
+        bias_B11S: 0 where attention may look, else minus infinity; None: everywhere. B and S are rounded up.
     """
 
     def __init__(self, inside_BS: Tensor) -> None:
         self.inside_BS = inside_BS
         exporting = torch.compiler.is_exporting()
-        full = not exporting and bool(inside_BS.all())
-        self.mask_B11S = None if full else inside_BS[:, None, None, :]
-        self._places_P = None if full or exporting else inside_BS.flatten().nonzero().squeeze(1)
+        self._rounds = torch.is_grad_enabled() and not exporting
+        seen_BS = _rounded_up(inside_BS) if self._rounds else inside_BS
+        self._shape = seen_BS.shape
+        full = not exporting and bool(seen_BS.all())
+        self._given_P = None if full or exporting else inside_BS.flatten().nonzero().squeeze(1)
+        self._places_P = self._given_P
+        if self._rounds and not full:
+            self._places_P = seen_BS.flatten().nonzero().squeeze(1)
+            seen_BS[len(inside_BS) :, 0] = True  # a row that sees nothing has no softmax
+        self.bias_B11S = None if full else _bias(seen_BS)
+
+    def enter(self, x_BSH: Tensor) -> Tensor:
+        """`(B, S, H)`, as it was before rounding up, to `(P, H)`."""
+        flat = x_BSH.flatten(0, 1)
+        return flat if self._given_P is None else flat.index_select(0, self._given_P)
+
+    def rounded(self, x_PH: Tensor) -> Tensor:
+        """Zeros after the last token, up to a size that comes again."""
+        return F.pad(x_PH, (0, 0, 0, -len(x_PH) % _TOKENS)) if self._rounds else x_PH
 
     def pack(self, x_BSH: Tensor) -> Tensor:
-        """`(B, S, H)` to `(P, H)`."""
+        """`(B, S, H)`, rounded up, to `(P, H)`, rounded up."""
         flat = x_BSH.flatten(0, 1)
-        return flat if self._places_P is None else flat.index_select(0, self._places_P)
+        return self.rounded(flat if self._places_P is None else flat.index_select(0, self._places_P))
 
     def unpack(self, x_PH: Tensor) -> Tensor:
-        """`(P, H)` to `(B, S, H)`, anything in the padding."""
-        B, S = self.inside_BS.shape
+        """`(P, H)` to `(B, S, H)`, rounded up, anything in the padding."""
+        B, S = self._shape
         if self._places_P is not None:
-            x_PH = x_PH.new_zeros(B * S, x_PH.shape[1]).index_copy(0, self._places_P, x_PH)
+            tokens = x_PH[: len(self._places_P)]
+            x_PH = x_PH.new_zeros(B * S, x_PH.shape[1]).index_copy(0, self._places_P, tokens)
         return x_PH.view(B, S, x_PH.shape[1])
 
     def mean(self, x_PH: Tensor) -> Tensor:
-        """Mean over each row's real tokens, `(B, H)`; every row has at least one."""
+        """Mean over each row's real tokens, `(B, H)`, not rounded up; every row has at least one."""
+        B, S = self.inside_BS.shape
         inside_BS1 = self.inside_BS[:, :, None]
-        return (self.unpack(x_PH) * inside_BS1).sum(dim=1) / inside_BS1.sum(dim=1)
+        return (self.unpack(x_PH)[:B, :S] * inside_BS1).sum(dim=1) / inside_BS1.sum(dim=1)
+
+
+def _rounded_up(inside_BS: Tensor) -> Tensor:
+    B, S = inside_BS.shape
+    return F.pad(inside_BS, (0, max(_LEAST - S, -S % _PLACES), 0, -B % _ROWS))
 
 
 class Block(nn.Module):
@@ -75,7 +104,7 @@ class Block(nn.Module):
         """One layer over packed tokens, `(P, H)` to `(P, H)`."""
         qkv_BSH = packing.unpack(self.qkv(self.norm_attention(x_PH)))
         q, k, v = (self._heads(part_BSH) for part_BSH in qkv_BSH.chunk(3, dim=2))
-        mixed_BSH = _attention(q, k, v, packing.mask_B11S).transpose(1, 2).flatten(2)
+        mixed_BSH = _attention(q, k, v, packing.bias_B11S).transpose(1, 2).flatten(2)
         x_PH = x_PH + self.out(packing.pack(mixed_BSH))
         fed: Tensor = x_PH + self.feed(self.norm_feed(x_PH))
         return fed
@@ -85,13 +114,18 @@ class Block(nn.Module):
         return x_BSH.view(B, S, self.heads, H // self.heads).transpose(1, 2)
 
 
-def _attention(q_BASK: Tensor, k_BASK: Tensor, v_BASK: Tensor, mask_B11S: Tensor | None) -> Tensor:
+def _bias(inside_BS: Tensor) -> Tensor:
+    """What is added to attention's scores, `(B, 1, 1, S)`: in training a sum takes half as long as a mask."""
+    return torch.zeros(inside_BS.shape).masked_fill(~inside_BS, float("-inf"))[:, None, None, :]
+
+
+def _attention(q_BASK: Tensor, k_BASK: Tensor, v_BASK: Tensor, bias_B11S: Tensor | None) -> Tensor:
     if not (torch.is_grad_enabled() or torch.compiler.is_exporting()):
-        return F.scaled_dot_product_attention(q_BASK, k_BASK, v_BASK, attn_mask=mask_B11S)
+        bias = None if bias_B11S is None else bias_B11S.to(q_BASK.dtype)
+        return F.scaled_dot_product_attention(q_BASK, k_BASK, v_BASK, attn_mask=bias)
     # Spelt out: at these lengths the fused CPU kernel's backward pass takes ten times as long; its export is clumsy.
-    score_BASS = (q_BASK @ k_BASK.transpose(2, 3)) * (q_BASK.shape[-1] ** -0.5)
-    if mask_B11S is not None:
-        score_BASS = score_BASS.masked_fill(~mask_B11S, float("-inf"))
+    score_BASS, scale = q_BASK @ k_BASK.transpose(2, 3), q_BASK.shape[-1] ** -0.5
+    score_BASS = score_BASS * scale if bias_B11S is None else torch.add(bias_B11S, score_BASS, alpha=scale)
     mixed_BASK: Tensor = score_BASS.softmax(dim=3).to(v_BASK.dtype) @ v_BASK
     return mixed_BASK
 
@@ -104,8 +138,8 @@ class LightTransformer(nn.Module):
         narrow = model.transformer_width
         self.blocks = nn.ModuleList(Block(narrow, model.heads) for _ in range(layers))
         self.norm = nn.LayerNorm(narrow)
-        # Once, on the way in: drawing random bits is a tenth of a step on a CPU when every layer does it.
-        self.dropout = nn.Dropout(model.dropout)
+        # Once, on the way in: random bits cost more than they help when every layer draws some.
+        self.dropout = Dropout(model.dropout)
         self.out: nn.Module = nn.Identity()
         if narrow != model.hidden:
             wider = nn.Linear(narrow, model.hidden, bias=False)
@@ -115,7 +149,7 @@ class LightTransformer(nn.Module):
     def forward(self, x_BSH: Tensor, inside_BS: Tensor) -> Tensor:
         """`(B, S, H)` and its mask to `(B, H)`."""
         packing = Packing(inside_BS)
-        x_PH = self.dropout(packing.pack(x_BSH))
+        x_PH = packing.rounded(self.dropout(packing.enter(x_BSH)))
         for block in self.blocks:
             x_PH = block(x_PH, packing)
         wide_BH: Tensor = self.out(packing.mean(self.norm(x_PH)))

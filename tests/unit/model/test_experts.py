@@ -103,22 +103,38 @@ def test_packed_layers_are_the_padded_ones():
     assert torch.allclose(layers(x, inside), torch.stack(plain), atol=1e-5)
 
 
-def test_packing_goes_there_and_back():
+@pytest.mark.parametrize("training", [False, True])
+def test_packing_goes_there_and_back(training):
     inside = torch.tensor([[True, False, True], [True, False, False]])
-    packing = Packing(inside)
     x = torch.randn(2, 3, 4)
-    assert torch.equal(packing.unpack(packing.pack(x)), x * inside[:, :, None])
-    assert packing.pack(x).shape == (3, 4)
-    assert torch.allclose(packing.mean(packing.pack(x))[0], (x[0, 0] + x[0, 2]) / 2)
+    with torch.set_grad_enabled(training):
+        packing = Packing(inside)
+        packed = packing.rounded(packing.enter(x))
+        there = packing.unpack(packed)
+        assert torch.equal(there[:2, :3], x * inside[:, :, None]) and there.abs().sum() == there[:2, :3].abs().sum()
+        assert torch.equal(packing.pack(there), packed)
+        assert torch.equal(packed[:3], x[inside]) and not packed[3:].any()
+        assert torch.allclose(packing.mean(packed)[0], (x[0, 0] + x[0, 2]) / 2)
+        assert packing.mean(packed).shape == (2, 4)
+
+
+def test_in_training_few_shapes_come():
+    shapes = set()
+    for rows in range(97, 129):
+        for length in range(4, 17):
+            packing = Packing(torch.rand(rows, length) < 0.9)
+            shapes.add(packing.unpack(packing.rounded(packing.enter(torch.zeros(rows, length, 4)))).shape)
+    assert shapes == {(128, 16, 4)}
 
 
 def test_a_full_batch_is_not_moved():
     inside = torch.ones(2, 3, dtype=torch.bool)
-    packing = Packing(inside)
     x = torch.randn(2, 3, 4)
-    assert packing.mask_B11S is None and packing.pack(x).data_ptr() == x.data_ptr()
-    assert torch.equal(packing.unpack(packing.pack(x)), x)
-    assert torch.allclose(packing.mean(packing.pack(x)), x.mean(dim=1), atol=1e-6)
+    with torch.no_grad():
+        packing = Packing(inside)
+        assert packing.bias_B11S is None and packing.enter(x).data_ptr() == x.data_ptr()
+        assert torch.equal(packing.unpack(packing.enter(x)), x)
+        assert torch.allclose(packing.mean(packing.enter(x)), x.mean(dim=1), atol=1e-6)
 
 
 def test_with_and_without_gradients_the_experts_say_the_same(experts, table):
