@@ -3,11 +3,12 @@
 Both read expert outputs from a bank, not raw text: an item that a thousand shoppers touched is encoded once
 (arXiv 2408.14968, user portraits on the level of modalities).
 
-Shapes: B rows, M remembered things, E experts, H hidden size.
+Shapes: B rows, M remembered things, E experts, X = M * E, H hidden size.
 """
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -49,12 +50,28 @@ class TargetAttention(nn.Module):
     def forward(self, target_BEH: Tensor, memory_BMEH: Tensor, bias_BME: Tensor, known_BM: Tensor) -> Tensor:
         """Summaries in the memory's own space, `(B, E, H)`; the learned "nothing" where no place is known."""
         look_BEH = torch.einsum("beh,ehk->bek", target_BEH, self.look_EHH)
-        score_BME = torch.einsum("bek,bmek->bme", look_BEH, memory_BMEH) + bias_BME
+        # Every expert's look at every expert's memory, of which its own is kept: products over the memory as it lies.
+        # Expert by expert, or in bfloat16, it would first be copied, which takes longer.
+        B, M, E, H = memory_BMEH.shape
+        memory_BXH = memory_BMEH.reshape(B, M * E, H)
+        own_E1E = torch.eye(E, dtype=memory_BMEH.dtype)[:, None]
+        with _without_autocast():
+            score_BEME = (look_BEH.to(memory_BXH.dtype) @ memory_BXH.transpose(1, 2)).view(B, E, M, E)
+        score_BME = (score_BEME * own_E1E).sum(dim=3).transpose(1, 2) + bias_BME
         score_BME = score_BME.masked_fill(~known_BM[:, :, None], float("-inf"))
         nothing_B1E = self.nothing_logit_E.expand(target_BEH.shape[0], 1, -1)
         share_BME = torch.cat([score_BME, nothing_B1E], dim=1).softmax(dim=1)
-        summary_BEH = torch.einsum("bme,bmeh->beh", share_BME[:, :-1], memory_BMEH)
+        share_BEME = share_BME[:, :-1].transpose(1, 2)[:, :, :, None] * own_E1E
+        with _without_autocast():
+            summary_BEH = share_BEME.reshape(B, E, M * E) @ memory_BXH
         return summary_BEH + share_BME[:, -1, :, None] * self.nothing_EH
+
+
+def _without_autocast() -> AbstractContextManager[object]:
+    """Products in the precision of their numbers."""
+    if not torch.is_autocast_enabled("cpu"):
+        return nullcontext()  # an exported graph keeps no trace of it
+    return torch.autocast("cpu", enabled=False)
 
 
 class ShopperHistory(nn.Module):

@@ -3,7 +3,8 @@
 The query side comes in two halves that can be computed apart and ahead: the query part (`encode_texts`) and the shopper
 part (a `Memory` of bank rows). Only `fuse_queries`, which is small, needs both.
 
-Shapes: B rows, E experts, H hidden size, D size of the final vector.
+Shapes: B rows, E experts, H hidden size, W = E * H, X as many as own and history are together, D size of the final
+vector.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mrse.config import ModelConfig
+from mrse.model.dropout import Dropout
 from mrse.model.experts import ITEM, QUERY, Experts, FtAtt, VBert
 from mrse.model.history import ItemHistory, Memory, ShopperHistory
 from mrse.model.inputs import Texts, TextTable
@@ -45,9 +47,11 @@ class Preferences(nn.Module):
         self.outer_EK = nn.Parameter(torch.zeros(experts, _PREFERENCE_HIDDEN))
         self.bias_E = nn.Parameter(torch.zeros(experts))
 
-    def forward(self, own_BEH: Tensor, history_BEH: Tensor) -> Tensor:
+    def forward(self, own_BEH: Tensor, history_BEH: Tensor | None) -> Tensor:
         """`(B, E)`; starts uniform."""
-        inner_BEK = torch.tanh(torch.einsum("beh,ehk->bek", torch.cat([own_BEH, history_BEH], dim=2), self.inner_EHK))
+        said_BEX = own_BEH if history_BEH is None else torch.cat([own_BEH, history_BEH], dim=2)
+        inner_EXK = self.inner_EHK[:, : said_BEX.shape[2]]
+        inner_BEK = torch.tanh(torch.einsum("bex,exk->bek", said_BEX, inner_EXK))
         return ((inner_BEK * self.outer_EK).sum(dim=2) + self.bias_E).softmax(dim=1)
 
 
@@ -65,7 +69,7 @@ class Fusion(nn.Module):
         self.history = nn.Linear(width, dim, bias=False)
         self.inner = nn.Linear(2 * width, 2 * dim)
         self.outer = nn.Linear(2 * dim, dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         nn.init.zeros_(self.outer.weight)
         nn.init.zeros_(self.outer.bias)
         nn.init.orthogonal_(self.own.weight)
@@ -77,13 +81,16 @@ class Fusion(nn.Module):
         self.own.weight.copy_(directions_DW)
         self.history.weight.copy_(_HISTORY_START * directions_DW)
 
-    def forward(self, own_BEH: Tensor, history_BEH: Tensor, preference_BE: Tensor) -> Tensor:
+    def forward(self, own_BEH: Tensor, history_BEH: Tensor | None, preference_BE: Tensor) -> Tensor:
         """`(B, D)`, L2-normalised."""
         experts = own_BEH.shape[1]
         own_BW = (own_BEH * (experts * preference_BE)[:, :, None]).flatten(1)
-        history_BW = history_BEH.flatten(1)
-        both = self.dropout(F.gelu(self.inner(torch.cat([own_BW, history_BW], dim=1))))
-        return F.normalize(self.own(own_BW) + self.history(history_BW) + self.outer(both), dim=1)
+        linear_BD, said_BX = self.own(own_BW).float(), own_BW
+        if history_BEH is not None:
+            history_BW = history_BEH.flatten(1)
+            linear_BD, said_BX = linear_BD + self.history(history_BW), torch.cat([own_BW, history_BW], dim=1)
+        inner = F.linear(said_BX, self.inner.weight[:, : said_BX.shape[1]], self.inner.bias)
+        return F.normalize(linear_BD + self.outer(self.dropout(F.gelu(inner))), dim=1)
 
 
 class Tower(nn.Module):
@@ -97,7 +104,7 @@ class Tower(nn.Module):
 
     def forward(self, own_BEH: Tensor, memory: Memory | None) -> Fused:
         """Fuse one side; `memory` is ignored where the history is switched off, and must be given otherwise."""
-        history_BEH = torch.zeros_like(own_BEH)
+        history_BEH: Tensor | None = None
         if self.history is not None and memory is not None:
             history_BEH = self.history(own_BEH, memory)
         if self.preferences is not None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mrse.config import TrainConfig
 from mrse.features.text import split_words
-from mrse.model.encode import ItemQueries, item_bank, query_bank
+from mrse.model.encode import ItemQueries, item_bank, looked_up, query_bank
 from mrse.model.history import Memory
 from mrse.model.inputs import concatenated
 from mrse.model.loss import hnst, mnsce
@@ -31,6 +31,7 @@ from mrse.training.mining import Mined, Miner
 from mrse.training.sampling import PSEUDO, Draw, Exclusions, Sampler, catalogue_items, log_q, pick_hard
 
 _BANK_BATCH = 512
+_ROWS = 64
 
 
 @dataclass
@@ -102,7 +103,7 @@ class Steps:
         self._bfloat16 = use_bfloat16(config.precision)
 
     def precision(self) -> AbstractContextManager[object]:
-        """Where the experts run: bfloat16 matrix products on CPUs that are fast at them, weights in float32."""
+        """Where experts and fusion run: bfloat16 matrix products on CPUs that are fast at them, weights in float32."""
         return torch.autocast("cpu", dtype=torch.bfloat16, enabled=self._bfloat16)
 
     def refresh(self) -> Banks:
@@ -162,8 +163,9 @@ class Steps:
         items_C = np.concatenate([positives_P, drawn[~np.isin(drawn, positives_P)]])
         hard_BK = self._hard(draw, step, banks.mined)
         hard_J = np.unique(hard_BK[hard_BK >= 0])
-        fresh_PD, banked_CD, hard_JD = self._fuse_items(batch, items_C, hard_J, draw, banks)
-        query_BD = self.model.fuse_queries(batch.query_BEH, self._shopper_memory(draw, banks)).vector_BD
+        with self.precision():
+            fresh_PD, banked_CD, hard_JD = self._fuse_items(batch, items_C, hard_J, draw, banks)
+            query_BD = self.model.fuse_queries(batch.query_BEH, self._shopper_memory(draw, banks)).vector_BD
         weight_B = self._weights(draw)
         parts: dict[str, Tensor] = {}
         if loss.alpha:
@@ -224,10 +226,13 @@ class Steps:
         # Rows of examples share the encoding of their query; every self-made pair has its own.
         row_B = np.concatenate([query_place, len(queries) + np.arange(len(made))])
         asked = hide_pieces(asked, config.word_dropout)
-        query_UEH = self._encode_shares(
-            lambda start, stop: self.model.encode_texts(asked.rows(start, stop)), len(asked)
-        )
-        return Encoded(query_UEH[torch.from_numpy(row_B)], self._encode_items(positives_P), positives_P, target_B)
+        # Both sides under one roof: the weights are cast once.
+        with self.precision():
+            query_UEH = self._encode_shares(
+                lambda start, stop: self.model.encode_texts(asked.rows(start, stop)), len(asked)
+            )
+            positive_PEH = self._encode_items(positives_P)
+        return Encoded(query_UEH[torch.from_numpy(row_B)], positive_PEH, positives_P, target_B)
 
     def _encode_items(self, positives_P: Ints) -> Tensor:
         config = self.config.model
@@ -247,22 +252,23 @@ class Steps:
     def _encode_shares(self, encode: Callable[[int, int], Tensor], rows: int) -> Tensor:
         """Every process its share of the rows, in chunks."""
         size = self.config.chunk_size
-        with self.precision():
-            return self.world.encode(lambda start, stop: in_chunks(encode, start, stop, size), rows)
+        return self.world.encode(lambda start, stop: in_chunks(encode, start, stop, size), rows)
 
     def _fuse_items(
         self, batch: Encoded, items_C: Ints, hard_J: Ints, draw: Draw, banks: Banks
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Final vectors of the positives encoded anew, and of candidates and hard negatives from the bank."""
-        banked = np.concatenate([items_C, hard_J])
+        fresh, banked_end = len(batch.positives_P), len(batch.positives_P) + len(items_C)
+        # Rounded up to a number of rows that comes again, as in `Packing`; what is more than asked for is dropped.
+        more = -(banked_end + len(hard_J)) % _ROWS
+        banked = np.concatenate([items_C, hard_J, items_C[:more]])
         own_BEH = torch.cat([batch.positive_PEH, banks.items_NEH[torch.from_numpy(banked)].float()])
         memory: Memory | None = None
         if self.config.model.item_history:
             profiles: ItemQueries = self.shop.item_queries(draw.epoch)
             memory = self._forget(profiles.memory(np.concatenate([batch.positives_P, banked]), banks.queries_QEH))
         vector_BD = self.model.fuse_items(own_BEH, memory).vector_BD
-        fresh, banked_end = len(batch.positives_P), len(batch.positives_P) + len(items_C)
-        return vector_BD[:fresh], vector_BD[fresh:banked_end], vector_BD[banked_end:]
+        return vector_BD[:fresh], vector_BD[fresh:banked_end], vector_BD[banked_end : banked_end + len(hard_J)]
 
     def _shopper_memory(self, draw: Draw, banks: Banks) -> Memory | None:
         if not self.config.model.user_history:
@@ -323,7 +329,7 @@ def shopper_memory(shoppers: Shoppers, rows_B: Ints, banks: Banks) -> Memory:
     longest = 1 + int(np.flatnonzero((item_BM >= 0).any(axis=0)).max(initial=0))
     item_BM = item_BM[:, :longest]
     return Memory(
-        memory_BMEH=banks.items_NEH[torch.from_numpy(np.maximum(item_BM, 0))].float(),
+        memory_BMEH=looked_up(banks.items_NEH, torch.from_numpy(item_BM)),
         known_BM=torch.from_numpy(item_BM >= 0),
         action_BM=torch.from_numpy(shoppers.action_ML[rows_B, :longest]),
         age_BM=torch.from_numpy(shoppers.age_ML[rows_B, :longest]),
