@@ -1,140 +1,417 @@
-"""What training and encoding cost, on made-up titles: `python -m benchmarks.training [--items N] [--steps N]`.
+"""What training costs beside sentence-transformers' trainer, where a step's time goes, what memory a large shop takes.
 
-Prints seconds per step of both phases, items per second into the index, queries per second, and peak memory. Ratios say
-more than seconds: compare switches in one run, not runs on different days.
+    python -m benchmarks.training                            # examples per second, the peer's and ours, taking turns
+    python -m benchmarks.training --profile                  # the share of a step that is data loading
+    python -m benchmarks.training --memory --items 1000000   # peak memory of a whole training, in a process of its own
+
+All on made-up titles and, for the full model, made-up image features in a memory-mapped file, 5 tokens of 128 + 125
+float16 numbers for every item. The peer is `SentenceTransformerTrainer` with MultipleNegativesRankingLoss over a BERT
+of Light-Bert's size and vocabulary, with its own batching and collation. `text_only` is our two-tower of Light-Bert
+alone: no pictures, no histories, no preferences. Each step of all three takes `batch_size` (query, item) pairs. Ours is
+weighed as the default run is: its align and fuse steps, and the refreshes of the bank among them. Wall time, medians
+over rounds in which the contenders take turns; ratios are taken within a round.
+
+    pip install --constraint constraints.txt -e '.[train,bench]'
 """
 
 from __future__ import annotations
 
 import argparse
+import cProfile
 import json
-import resource
+import pstats
+import subprocess
+import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
+import transformers
 
 from mrse.config import TrainConfig
+from mrse.data import contract
+from mrse.features.encoder import ImageEncoder
+from mrse.features.preprocess import Preprocessing
 from mrse.features.subword import SubwordHasher
 from mrse.features.text import Tokenizer
 from mrse.jsonfile import write_json
-from mrse.model.arrays import Catalogue
-from mrse.model.encode import ItemQueries, Pictures
 from mrse.model.retriever import Retriever
-from mrse.training.data import Examples, Requests, Shop, Shoppers
+from mrse.profiles import tables
+from mrse.training.data import load_shop
 from mrse.training.optimiser import Optimisers
 from mrse.training.steps import Steps
+from mrse.training.train import train
 
-_WORDS, _TITLE_WORDS, _EXAMPLES, _HISTORY = 3000, 8, 20_000, 20
+_WORDS, _TITLE_WORDS, _QUERIES, _EXAMPLES, _HISTORY, _REQUESTS = 3000, 8, 3000, 20_000, 20, 200
+_ASOF, _WHEN = datetime(2026, 3, 5, tzinfo=UTC), datetime(2026, 3, 6, tzinfo=UTC)
+_WARM = 3
+_TEXT_ONLY: dict[str, Any] = {
+    "experts": {"vbert": False, "ftatt": False},
+    "images": False,
+    "user_history": False,
+    "item_history": False,
+    "preferences": False,
+}
+# What a step does that is no arithmetic of the model, as functions of `mrse/`: choosing, tokenising, gathering.
+_LOADING = {
+    ("sampling.py", "draw"),
+    ("sampling.py", "catalogue_items"),
+    ("sampling.py", "pick_hard"),
+    ("augment.py", "pseudo_query"),
+    ("augment.py", "hide_pieces"),
+    ("augment.py", "drop_modalities"),
+    ("retriever.py", "query_texts"),
+    ("inputs.py", "batch"),
+    ("inputs.py", "concatenated"),
+    ("encode.py", "batch"),
+    ("encode.py", "memory"),
+    ("steps.py", "shopper_memory"),
+    ("steps.py", "_excluded"),
+    ("steps.py", "_log_q"),
+    ("steps.py", "_weights"),
+}
+_SMALL_RUN: dict[str, Any] = {
+    "align_steps": 20,
+    "fuse_steps": 20,
+    "bank_refresh_steps": 20,
+    "eval_every": 20,
+    "valid_requests": _REQUESTS,
+    "min_rank": 1.0,
+    "max_uniformity": 0.0,
+    "min_expert_share": 0.0,
+    "loss": {"mine": {"first": 10, "last": 50}},
+}
 
 
 def main() -> None:
     """Measure and print one JSON object."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--items", type=int, default=5000)
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=15, help="of each kind in a round")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--precision", choices=["float32", "bfloat16"], nargs="*", default=["bfloat16", "float32"])
+    parser.add_argument("--profile", action="store_true", help="where the time of our steps goes")
+    parser.add_argument("--memory", action="store_true", help="peak memory of a small run over --items")
+    parser.add_argument("--work", type=Path, help="where the made-up shop is written; else a temporary folder")
+    parser.add_argument("--train-in", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        print(json.dumps(measure(Path(folder), arguments.items, arguments.steps), indent=2))
+    torch.set_num_threads(arguments.threads)
+    if arguments.train_in is not None:
+        print(json.dumps(trained_memory(arguments.train_in)))
+        return
+    with tempfile.TemporaryDirectory(dir=arguments.work) as name:
+        folder = Path(name)
+        write_shop(folder, arguments.items)
+        if arguments.memory:
+            found = memory(folder, arguments.items)
+        elif arguments.profile:
+            found = {kind: shares(Ours(folder, kind, "auto"), arguments.steps) for kind in ("text_only", "full")}
+        else:
+            found = {p: throughput(folder, p, arguments.steps, arguments.rounds) for p in arguments.precision}
+        print(json.dumps({"items": arguments.items, "threads": arguments.threads} | found, indent=2))
 
 
-def measure(folder: Path, items: int, steps: int) -> dict[str, float]:
-    """Seconds per step, items and queries per second, MiB."""
-    config = TrainConfig()
-    titles, queries = _texts(items)
-    Tokenizer.train(titles, 6000).save(folder / "tokenizer.json")
-    SubwordHasher(50_000).save(folder / "subword.json")
-    write_json(folder / "features.json", {})
-    torch.manual_seed(0)
-    retriever = Retriever.create(config.model, folder)
-    run = Steps(config, retriever, _shop(retriever, titles, queries))
-    optimisers = Optimisers(config, retriever.model)
-    retriever.model.train()
-    align = _seconds(lambda step: optimisers.step(run.align(step)["loss"], step), steps)
-    started = time.perf_counter()
-    banks = run.refresh()
-    refresh = time.perf_counter() - started
-    fuse = _seconds(lambda step: optimisers.step(run.fuse(step, banks)["loss"], config.align_steps + step), steps)
-    retriever.model.eval()
-    catalogue = Catalogue(
-        item_ids=[str(i) for i in range(items)],
-        titles=titles,
-        categories=[""] * items,
-        image_row=np.full(items, -1, dtype=np.int64),
-        image_features=np.zeros((0, 1, 1), dtype=np.float16),
-        queries=[[] for _ in titles],
-        query_weights=[[] for _ in titles],
-    )
-    encode = _seconds(lambda _: retriever.encode_catalogue(catalogue), 1, warm=0)
-    asked = _seconds(lambda _: retriever.encode_queries(queries), 1, warm=0)
+class Ours:
+    """Steps of one of our models over the made-up shop."""
+
+    def __init__(self, folder: Path, kind: str, precision: str) -> None:
+        model = _TEXT_ONLY if kind == "text_only" else {}
+        self.config = TrainConfig.model_validate({"model": model, "precision": precision})
+        torch.manual_seed(0)
+        retriever = Retriever.create(self.config.model, folder / "features")
+        shop = _load(folder, self.config, retriever)
+        retriever.model.fit_shop(shop.item_texts, shop.pictures.sample(1000))
+        self._steps = Steps(self.config, retriever, shop)
+        self._optimisers = Optimisers(self.config, retriever.model)
+        self._banks = self._steps.refresh()
+        retriever.model.train()
+        self._done = 0
+
+    def align(self) -> None:
+        """One step of phase 1."""
+        self._optimisers.step(self._steps.align(self._done)["loss"], self._done % self.config.align_steps)
+        self._done += 1
+
+    def fuse(self) -> None:
+        """One step of phase 2."""
+        step = self.config.align_steps + self._done % self.config.fuse_steps
+        self._optimisers.step(self._steps.fuse(self._done, self._banks)["loss"], step)
+        self._done += 1
+
+    def seconds_per_step(self, steps: int) -> dict[str, float]:
+        """Of each phase, of a refresh of the bank, and the mean of the default run with its refreshes."""
+        config = self.config
+        align, fuse = _seconds(self.align, steps), _seconds(self.fuse, steps)
+        refresh = _seconds(self._steps.refresh, 1, warm=0)
+        refreshes = 1 + config.fuse_steps / config.bank_refresh_steps  # the last one is for the last validation
+        total = align * config.align_steps + fuse * config.fuse_steps + refresh * refreshes
+        mean = total / (config.align_steps + config.fuse_steps)
+        return {"align": align, "fuse": fuse, "refresh": refresh, "mean": mean}
+
+
+class Peer:
+    """Steps of sentence-transformers' trainer on the same pairs."""
+
+    def __init__(self, folder: Path, precision: str) -> None:
+        from benchmarks import peer  # an extra that the other modes do without
+
+        peer.quiet()
+        config = TrainConfig()
+        torch.manual_seed(0)
+        bert = peer.same_bert(folder / "features/tokenizer.json", config.model, folder / "bert")
+        model = peer.sentence_transformer(bert, config.model.title_length)
+        examples = pq.read_table(folder / "profiles/examples.parquet", columns=["query", "item_id"])
+        items = pq.read_table(folder / "clean/items.parquet", columns=["item_id", "title"])
+        title = dict(zip(items["item_id"].to_pylist(), items["title"].to_pylist(), strict=True))
+        pairs = examples["query"].to_pylist(), [title[item] for item in examples["item_id"].to_pylist()]
+
+        def make(steps: int, clock: Clock) -> Any:
+            return peer.trainer(
+                model,
+                pairs,
+                folder / "peer",
+                steps=steps,
+                batch_size=config.batch_size,
+                learning_rate=config.learning_rate,
+                bfloat16=precision == "bfloat16",
+                callbacks=[clock],
+            )
+
+        self._make = make
+
+    def seconds_per_step(self, steps: int) -> dict[str, float]:
+        """The mean from the end of one step to the end of the next, so with the batches that it makes between them."""
+        clock = Clock()
+        self._make(_WARM + steps, clock).train()
+        return {"mean": (clock.ended[-1] - clock.ended[_WARM - 1]) / steps}
+
+
+class Clock(transformers.TrainerCallback):
+    """Notes when each step of a trainer has ended."""
+
+    def __init__(self) -> None:
+        self.ended: list[float] = []
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        """Called by the trainer."""
+        self.ended.append(time.perf_counter())
+
+
+def throughput(folder: Path, precision: str, steps: int, rounds: int) -> dict[str, Any]:
+    """Examples per second of each contender, and of ours over the peer's."""
+    contenders = {
+        "sentence_transformers": Peer(folder, precision),
+        "text_only": Ours(folder, "text_only", precision),
+        "full": Ours(folder, "full", precision),
+    }
+    found = [{name: c.seconds_per_step(steps) for name, c in contenders.items()} for _ in range(rounds)]
+    batch = TrainConfig().batch_size
+    per_second = {name: [batch / seconds[name]["mean"] for seconds in found] for name in contenders}
+    over_peer = {
+        name: [ours / peer for ours, peer in zip(values, per_second["sentence_transformers"], strict=True)]
+        for name, values in per_second.items()
+        if name != "sentence_transformers"
+    }
     return {
-        "align_s_per_step": align,
-        "fuse_s_per_step": fuse,
-        "bank_refresh_s": refresh,
-        "items_per_s": items / encode,
-        "queries_per_s": len(queries) / asked,
-        "default_run_s": align * config.align_steps
-        + fuse * config.fuse_steps
-        + refresh * (2 + config.fuse_steps / config.bank_refresh_steps),
-        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        "threads": float(torch.get_num_threads()),
+        "examples_per_s": {name: round(float(np.median(values))) for name, values in per_second.items()},
+        "over_the_peer": {name: round(float(np.median(values)), 2) for name, values in over_peer.items()},
+        "over_the_peer_by_round": {name: [round(v, 2) for v in values] for name, values in over_peer.items()},
+        "ms": {
+            name: {part: round(1e3 * float(np.median([s[name][part] for s in found])), 1) for part in found[0][name]}
+            for name in contenders
+        },
     }
 
 
-def _seconds(work: Callable[[int], object], times: int, warm: int = 2) -> float:
-    for step in range(warm):
-        work(step)
+def shares(ours: Ours, steps: int) -> dict[str, dict[str, float]]:
+    """Shares of a step's time by phase. Loading is Python, which the profiler slows down: its share is at most this."""
+    return {phase: _shares(work, steps) for phase, work in (("align", ours.align), ("fuse", ours.fuse))}
+
+
+def _shares(work: Callable[[], object], steps: int) -> dict[str, float]:
+    _seconds(work, _WARM)
+    profiler = cProfile.Profile()
+    profiler.enable()
+    _seconds(work, steps, warm=0)
+    profiler.disable()
+    stats: dict[tuple[str, int, str], Any] = pstats.Stats(profiler).stats  # type: ignore[attr-defined]
+    total = sum(own for _, _, own, _, _ in stats.values())
+    parts = {"loading": 0.0, "backward": 0.0, "optimiser": 0.0}
+    for (file, _, function), (_, _, _, seconds, callers) in stats.items():
+        where = Path(file).name, function
+        # Called by another of them, it is counted there already.
+        apart = not any((Path(caller).name, name) in _LOADING for caller, _, name in callers)
+        parts["loading"] += seconds if where in _LOADING and apart else 0.0
+        parts["backward"] += seconds if where == ("distributed.py", "backward") else 0.0
+        parts["optimiser"] += seconds if where == ("optimiser.py", "step") and "mrse" in file else 0.0
+    parts["optimiser"] -= parts["backward"]
+    parts["forward and loss"] = total - sum(parts.values())
+    return {name: round(seconds / total, 3) for name, seconds in parts.items()}
+
+
+def memory(folder: Path, items: int) -> dict[str, float]:
+    """A small run over the whole shop in a process of its own: both phases, a refresh, mining and two validations."""
+    command = [sys.executable, "-m", "benchmarks.training", "--train-in", str(folder)]
+    answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    found: dict[str, float] = json.loads(answer.splitlines()[-1])
+    return found | {"features_file_gib": _gib((folder / "features/image_features.npy").stat().st_size / 1024)}
+
+
+def trained_memory(folder: Path) -> dict[str, float]:
+    """Train, and say how much memory that took at most: all of it, and without the pages of mapped files."""
+    peak = {"RssAnon": 0, "VmRSS": 0}
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(0.1):
+            for line in Path("/proc/self/status").read_text().splitlines():
+                name, _, value = line.partition(":")
+                if name in peak:
+                    peak[name] = max(peak[name], int(value.split()[0]))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
     started = time.perf_counter()
-    for step in range(times):
-        work(warm + step)
+    data = {name: folder / name for name in ("features", "clean", "profiles")}
+    report = train(TrainConfig.model_validate(_SMALL_RUN), **data, workspace=folder, out=folder / "package")
+    ended.set()
+    watcher.join()
+    return {
+        "seconds": round(time.perf_counter() - started),
+        "validations": len(report.valid),
+        "peak_anonymous_gib": _gib(peak["RssAnon"]),
+        "peak_resident_gib": _gib(peak["VmRSS"]),
+    }
+
+
+def _gib(kib: float) -> float:
+    return round(kib / 1024**2, 2)
+
+
+def _seconds(work: Callable[[], object], times: int, warm: int = _WARM) -> float:
+    """Wall seconds of one call."""
+    for _ in range(warm):
+        work()
+    started = time.perf_counter()
+    for _ in range(times):
+        work()
     return (time.perf_counter() - started) / times
 
 
-def _texts(items: int) -> tuple[list[str], list[str]]:
+def _load(folder: Path, config: TrainConfig, retriever: Retriever) -> Any:
+    data = [folder / name for name in ("features", "clean", "profiles")]
+    return load_shop(retriever, *data, config.relevant_grade, config.valid_requests)
+
+
+def write_shop(folder: Path, items: int) -> None:
+    """What the stages before `train` leave behind, of made-up words; every item has a picture and two profiles."""
     rng = np.random.default_rng(0)
+    ids = pa.array([f"i{number:08d}" for number in range(items)])
+    titles = _titles(items, rng)
+    none = pa.nulls(items, pa.string())
+    clean = {"item_id": ids, "title": pa.array(titles), "category": none, "image": none}
+    nothing = {"price": pa.nulls(items, pa.float64()), "updated_at": pa.nulls(items, contract.TIME)}
+    contract.write_parquet(pa.table(clean | nothing), folder / "clean/items.parquet")
+    places = rng.permutation(items)[:_QUERIES]
+    queries = [" ".join(titles[place].split()[:3]) for place in places]
+    _write_features(folder / "features", titles, ids, rng)
+    _write_examples(folder / "profiles", ids, queries, places, rng)
+    _write_item_profiles(folder / "profiles/items.parquet", ids, pa.array(queries), rng)
+
+
+def _titles(items: int, rng: np.random.Generator) -> list[str]:
     letters = np.array(list("abcdefghijklmnopqrstuvwxyz"))
     words = ["".join(rng.choice(letters, rng.integers(3, 9))) for _ in range(_WORDS)]
     picks = np.minimum(rng.zipf(1.3, (items, _TITLE_WORDS)) - 1, _WORDS - 1)
-    titles = [" ".join(words[place] for place in row) for row in picks]
-    queries = [" ".join(title.split()[:3]) for title in titles[: min(items, 3000)]]
-    return titles, queries
+    return [" ".join(words[place] for place in row) for row in picks]
 
 
-def _shop(retriever: Retriever, titles: list[str], queries: list[str]) -> Shop:
-    rng = np.random.default_rng(1)
-    items = len(titles)
-    query_M = rng.integers(0, len(queries), _EXAMPLES)
-    shoppers = Shoppers(
-        item_ML=rng.integers(0, items, (_EXAMPLES, _HISTORY)),
-        action_ML=rng.integers(1, 4, (_EXAMPLES, _HISTORY)),
-        age_ML=rng.integers(0, 14, (_EXAMPLES, _HISTORY)),
+def _write_features(folder: Path, titles: Sequence[str], ids: pa.Array, rng: np.random.Generator) -> None:
+    folder.mkdir(parents=True)
+    Tokenizer.train(titles[:50_000], 6000).save(folder / "tokenizer.json")
+    SubwordHasher(50_000).save(folder / "subword.json")
+    write_json(folder / "features.json", {"text_encoder": None})
+    vit = transformers.ViTConfig(
+        hidden_size=128, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=8
     )
-    examples = Examples(
-        query_M=query_M,
-        item_M=query_M,
-        asker_M=np.arange(_EXAMPLES),
-        weight_M=np.ones(_EXAMPLES, dtype=np.float32),
-        hard_MK=rng.integers(0, items, (_EXAMPLES, 3)),
-        epoch_M=np.zeros(_EXAMPLES, dtype=np.int64),
-        shoppers=shoppers,
-    )
-    none = np.zeros(0, dtype=np.int64)
-    nobody = Shoppers(none.reshape(0, 1), none.reshape(0, 1), none.reshape(0, 1))
-    history = ItemQueries(rng.integers(0, len(queries), (items, 8)), rng.random((items, 8), dtype=np.float32))
-    return Shop(
-        item_ids=[str(i) for i in range(items)],
-        item_strings=titles,
-        item_texts=retriever.item_texts(titles, [None] * items),
-        query_texts=retriever.query_texts(queries),
-        pictures=Pictures(np.full(items, -1, dtype=np.int64), np.zeros((0, 1, 1), dtype=np.float16)),
-        profiles=[history],
-        examples=examples,
-        requests=Requests(none, [], none, nobody),
-        dropped={},
-    )
+    encoder = ImageEncoder(transformers.ViTModel(vit, add_pooling_layer=False), Preprocessing.squeeze(16), 5, 5)
+    encoder.save(folder / "image_encoder")
+    shape = len(ids), encoder.tokens, encoder.dim
+    file = folder / "image_features.npy"
+    features = np.lib.format.open_memmap(file, mode="w+", dtype=np.float16, shape=shape)
+    for start in range(0, len(ids), 10_000):
+        part = features[start : start + 10_000]
+        part[:] = rng.standard_normal(part.shape, dtype=np.float32)
+    features.flush()
+    pq.write_table(pa.table({"item_id": ids, "row": pa.array(np.arange(len(ids)))}), folder / "image_index.parquet")
+
+
+def _write_examples(
+    folder: Path, ids: pa.Array, queries: Sequence[str], places: np.ndarray, rng: np.random.Generator
+) -> None:
+    folder.mkdir(parents=True)
+    asked = rng.integers(0, len(queries), _EXAMPLES + _REQUESTS)
+    rows = [
+        {
+            "event_time": _WHEN,
+            "user_id": f"u{number}",
+            "query": queries[query],
+            "hist_items": _some(ids, _HISTORY, rng),
+            "hist_actions": ["click"] * _HISTORY,
+            "hist_ages": rng.uniform(0, 500, _HISTORY).tolist(),
+            "profile_asof": _ASOF,
+        }
+        for number, query in enumerate(asked)
+    ]
+    chosen = ids.take(pa.array(places[asked])).to_pylist()
+    examples = [
+        row
+        | {"split": "train", "item_id": item, "action": "click", "weight": 1.0, "hard_negatives": _some(ids, 3, rng)}
+        for row, item in zip(rows[_REQUESTS:], chosen[_REQUESTS:], strict=True)
+    ]
+    requests = [
+        row | {"split": "valid", "request_id": row["user_id"], "source": "events", "relevant": [item], "gains": [1.0]}
+        for row, item in zip(rows[:_REQUESTS], chosen[:_REQUESTS], strict=True)
+    ]
+    pq.write_table(pa.Table.from_pylist(examples, tables.EXAMPLES), folder / "examples.parquet")
+    pq.write_table(pa.Table.from_pylist(requests, tables.REQUESTS), folder / "requests.parquet")
+
+
+def _some(ids: pa.Array, count: int, rng: np.random.Generator) -> list[str]:
+    found: list[str] = ids.take(pa.array(rng.integers(0, len(ids), count))).to_pylist()
+    return found
+
+
+def _write_item_profiles(path: Path, ids: pa.Array, queries: pa.Array, rng: np.random.Generator) -> None:
+    """Two cut times; eight queries for every item."""
+    rows, kept = 2 * len(ids), 8
+    ends = pa.array(np.arange(0, kept * rows + 1, kept, dtype=np.int32))
+    asked = queries.take(pa.array(rng.integers(0, len(queries), kept * rows)))
+    weights = pa.array(rng.random(kept * rows, dtype=np.float32))
+    empty = pa.ListArray.from_arrays(pa.array(np.zeros(rows + 1, dtype=np.int32)), pa.array([], pa.string()))
+    numbers = pa.array(np.zeros(rows, dtype=np.int64))
+    columns = {
+        "item_id": pa.concat_arrays([ids, ids]),
+        "asof": pa.array(np.repeat([_ASOF.replace(day=4), _ASOF], len(ids)), tables.ITEMS.field("asof").type),
+        "queries": pa.ListArray.from_arrays(ends, asked),
+        "query_weights": pa.ListArray.from_arrays(ends, weights),
+        "co_items": empty,
+        "co_weights": empty.cast(tables.ITEMS.field("co_weights").type),
+        "popularity": pa.array(np.zeros(rows)),
+        "impressions": numbers,
+        "clicks": numbers,
+        "orders": numbers,
+    }
+    pq.write_table(pa.table(columns, schema=tables.ITEMS), path)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,8 @@ _ALIASES = {
 # A token covers a few characters; a text is cut here before it is tokenised, so that a megabyte title costs no more
 # than a long one.
 _MAX_CHARS_PER_TOKEN = 32
+# The library holds a kilobyte or two of notes on a text; so many texts are tokenised at once.
+_BLOCK = 16_384
 _INVISIBLE = {"Cc", "Cf", "Cs"}
 _ASCII_WORD = re.compile(r"[a-z0-9]+")
 
@@ -195,8 +197,11 @@ class Tokenizer:
         if length < 3:
             raise ValueError(f"length = {length}: [CLS], one piece and [SEP] need 3")
         tokens_NL = np.full((len(texts), length), self.pad_id, dtype=np.int32)
-        if not texts:
-            return tokens_NL
+        for start in range(0, len(texts), _BLOCK):
+            self._encode_into(tokens_NL[start : start + _BLOCK], texts[start : start + _BLOCK], length)
+        return tokens_NL
+
+    def _encode_into(self, tokens_NL: NDArray[np.int32], texts: Sequence[str], length: int) -> None:
         cut = _MAX_CHARS_PER_TOKEN * length
         # Special tokens are set here and not by the library, whose truncation is a setting shared between threads.
         encodings = self._inner.encode_batch_fast([normalise(text[:cut]) for text in texts], add_special_tokens=False)
@@ -207,7 +212,6 @@ class Tokenizer:
         tokens_NL[inside_NL] = np.fromiter(chain.from_iterable(pieces), dtype=np.int32, count=int(sizes_N.sum()))
         tokens_NL[:, 0] = self.cls_id
         tokens_NL[np.arange(len(texts)), sizes_N + 1] = self.sep_id
-        return tokens_NL
 
 
 def _special(inner: tokenizers.Tokenizer, role: str, where: str) -> int:

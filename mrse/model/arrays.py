@@ -28,6 +28,7 @@ from mrse.features.text import Tokenizer, normalise, split_words
 GRAMS = 16
 ACTIONS = ("click", "add_to_cart", "order")
 AGE_BUCKETS = 14
+_COUNTED = 65_536  # texts whose words are counted at once
 
 
 @dataclass(frozen=True)
@@ -88,9 +89,12 @@ class TokenisedTexts:
 
     def word_counts(self, buckets: int) -> NDArray[np.int64]:
         """In how many texts each whole word occurs, by its n-gram id, `(buckets + 1,)`."""
-        whole_NW = self._grams_UG[self._words_NW, 0].astype(np.int64)
-        pairs = np.unique(np.arange(len(self))[:, None] * (buckets + 1) + whole_NW)
-        return np.bincount(pairs % (buckets + 1), minlength=buckets + 1)
+        count_R = np.zeros(buckets + 1, dtype=np.int64)
+        for start in range(0, len(self), _COUNTED):
+            whole_NW = self._grams_UG[self._words_NW[start : start + _COUNTED], 0].astype(np.int64)
+            pairs = np.unique(np.arange(len(whole_NW))[:, None] * (buckets + 1) + whole_NW)
+            count_R += np.bincount(pairs % (buckets + 1), minlength=buckets + 1)
+        return count_R
 
     def arrays(self, rows_B: NDArray[np.int64]) -> TextArrays:
         """The texts at `rows_B`, cut to the longest of them."""

@@ -21,7 +21,7 @@ from torch import Tensor
 from mrse.model.arrays import batches_of_like_size
 from mrse.model.history import Memory
 from mrse.model.inputs import TextTable
-from mrse.model.towers import Fused, Mrse
+from mrse.model.towers import Mrse
 
 _EVERY = slice(None)
 
@@ -122,15 +122,15 @@ def fuse_catalogue(
     model: Mrse, bank_NEH: Tensor, queries: ItemQueries, bank_QEH: Tensor, batch_size: int
 ) -> tuple[Tensor, Tensor]:
     """Final vectors `(N, D)` and preferences `(N, E)` of every item."""
-    parts: list[Fused] = []
+    N = len(bank_NEH)
+    vector_ND, preference_NE = torch.zeros(N, model.config.dim), torch.zeros(N, len(model.experts.names))
     with inference(model):
-        for start in range(0, len(bank_NEH), batch_size):
-            rows_B = np.arange(start, min(start + batch_size, len(bank_NEH)))
-            memory = queries.memory(rows_B, bank_QEH)
-            parts.append(model.fuse_items(bank_NEH[start : start + batch_size].float(), memory))
-    if not parts:
-        return torch.zeros(0, model.config.dim), torch.zeros(0, len(model.experts.names))
-    return torch.cat([p.vector_BD for p in parts]), torch.cat([p.preference_BE for p in parts])
+        for start in range(0, N, batch_size):
+            rows = slice(start, min(start + batch_size, N))
+            memory = queries.memory(np.arange(rows.start, rows.stop), bank_QEH)
+            fused = model.fuse_items(bank_NEH[rows].float(), memory)
+            vector_ND[rows], preference_NE[rows] = fused.vector_BD, fused.preference_BE
+    return vector_ND, preference_NE
 
 
 def _bank(

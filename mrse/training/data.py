@@ -5,7 +5,6 @@ Shapes: N items, Q distinct queries, M examples or requests, L remembered items,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -144,14 +143,13 @@ def load_shop(
     categories = items.column("category").to_pylist() if "category" in items.column_names else [None] * len(ids)
     examples = tables.read(profiles / "examples.parquet", split="train")
     requests = tables.read(profiles / "requests.parquet", split="valid")
-    profile_table = tables.read(profiles / "items.parquet")
-    flat_profile_queries = pc.list_flatten(profile_table.column("queries")).to_pylist()
+    profile_table = tables.read(profiles / "items.parquet", ["item_id", "asof", "queries", "query_weights"])
     queries = _Index()
-    asofs = sorted(set(profile_table.column("asof").to_pylist()))
+    asofs = profile_table.column("asof").unique().sort()
     length = retriever.model.config.history_length
     example_rows = _examples(examples, ids, asofs, queries, length)
     request_rows, dropped = _requests(requests, ids, asofs, queries, length, relevant_grade, max_requests)
-    item_profiles = _profiles(profile_table, ids, asofs, queries.rows(flat_profile_queries))
+    item_profiles = _profiles(profile_table, ids, asofs, queries)
     return Shop(
         item_ids=ids.to_pylist(),
         item_strings=[
@@ -172,17 +170,13 @@ class _Index:
 
     def __init__(self) -> None:
         self._row: dict[str, int] = {}
-        self._seen: dict[str, int] = {}
 
-    def rows(self, texts: Sequence[str]) -> Ints:
-        return np.array([self._of(text) for text in texts], dtype=np.int64)
-
-    def _of(self, text: str) -> int:
-        row = self._seen.get(text)
-        if row is None:
-            row = self._row.setdefault(normalise(text), len(self._row))
-            self._seen[text] = row
-        return row
+    def rows(self, texts: pa.ChunkedArray) -> Ints:
+        """The number of each text; only the distinct ones become Python's."""
+        distinct = texts.unique()
+        row_U = np.array([self._row.setdefault(normalise(t), len(self._row)) for t in distinct.to_pylist()], np.int64)
+        found: Ints = row_U[pc.index_in(texts, value_set=distinct).to_numpy()] if len(row_U) else row_U
+        return found
 
     @property
     def texts(self) -> list[str]:
@@ -190,13 +184,13 @@ class _Index:
 
 
 def _examples(
-    table: pa.Table, ids: pa.Array, asofs: list[object], queries: _Index, history_length: int
+    table: pa.Table, ids: pa.Array, asofs: pa.Array, queries: _Index, history_length: int
 ) -> tuple[Examples, dict[str, int]]:
     item_M = _rows(table.column("item_id"), ids)
     sold = item_M >= 0
     dropped = {"examples_of_unknown_items": int((~sold).sum())}
     table, item_M = table.filter(pa.array(sold)), item_M[sold]
-    query_M = queries.rows(table.column("query").to_pylist())
+    query_M = queries.rows(table.column("query"))
     users = table.column("user_id").to_pylist()
     askers: dict[tuple[int, str | None], int] = {}
     pairs = zip(query_M.tolist(), users, strict=True)
@@ -207,7 +201,7 @@ def _examples(
         asker_M=np.array([askers.setdefault(pair, len(askers)) for pair in pairs], dtype=np.int64),
         weight_M=weight_M / max(float(weight_M.mean()), 1e-12) if len(weight_M) else weight_M,
         hard_MK=_padded(table.column("hard_negatives"), _rows(_flat(table, "hard_negatives"), ids), -1),
-        epoch_M=_epochs(table, asofs),
+        epoch_M=_rows(table.column("profile_asof"), asofs),
         shoppers=_shoppers(table, ids, history_length),
     )
     return examples, dropped
@@ -216,7 +210,7 @@ def _examples(
 def _requests(
     table: pa.Table,
     ids: pa.Array,
-    asofs: list[object],
+    asofs: pa.Array,
     queries: _Index,
     history_length: int,
     grade: float,
@@ -233,19 +227,19 @@ def _requests(
         usable = usable[np.linspace(0, len(usable) - 1, most).astype(np.int64)]
     table = table.take(pa.array(usable))
     requests = Requests(
-        query_M=queries.rows(table.column("query").to_pylist()),
+        query_M=queries.rows(table.column("query")),
         relevant=[np.unique(relevant_M[row][keep_MR[row]]) for row in usable],
-        epoch_M=_epochs(table, asofs),
+        epoch_M=_rows(table.column("profile_asof"), asofs),
         shoppers=_shoppers(table, ids, history_length),
     )
     return requests, dropped
 
 
-def _profiles(table: pa.Table, ids: pa.Array, asofs: list[object], query_rows: Ints) -> list[ItemQueries]:
-    query_PK = _padded(table.column("queries"), query_rows, -1)
+def _profiles(table: pa.Table, ids: pa.Array, asofs: pa.Array, queries: _Index) -> list[ItemQueries]:
+    query_PK = _padded(table.column("queries"), queries.rows(_flat(table, "queries")), -1)
     weight_PK = _padded(table.column("query_weights"), _flat(table, "query_weights").to_numpy().astype(np.float32), 0.0)
     item_P = _rows(table.column("item_id"), ids)
-    epoch_P = np.array([asofs.index(asof) for asof in table.column("asof").to_pylist()], dtype=np.int64)
+    epoch_P = _rows(table.column("asof"), asofs)
     profiles = []
     for epoch in range(len(asofs)):
         rows = np.flatnonzero((epoch_P == epoch) & (item_P >= 0))
@@ -281,11 +275,6 @@ def _pictures(retriever: Retriever, features: Path, ids: pa.Array) -> Pictures:
     item = _rows(index.column("item_id"), ids)
     row_N[item[item >= 0]] = index.column("row").to_numpy()[item >= 0]
     return Pictures(row_N, array)
-
-
-def _epochs(table: pa.Table, asofs: list[object]) -> Ints:
-    number = {asof: place for place, asof in enumerate(asofs)}
-    return np.array([number.get(asof, -1) for asof in table.column("profile_asof").to_pylist()], dtype=np.int64)
 
 
 def _rows(values: pa.Array | pa.ChunkedArray, ids: pa.Array) -> Ints:

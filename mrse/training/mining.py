@@ -89,12 +89,11 @@ class Miner:
         item_XW = np.full((len(pair_X), self._ranks.last - self._ranks.first + 1), -1, dtype=np.int64)
         for epoch in np.unique(self._epoch_X[pair_X]):
             item_ND, _ = fuse_catalogue(model, items_NEH, profiles(int(epoch)), queries_QEH, _ITEMS)
-            exact_ND = item_ND.double()
             places = np.flatnonzero(self._epoch_X[pair_X] == epoch)
             for start in range(0, len(places), _QUERIES):
                 rows = places[start : start + _QUERIES]
                 query_B = self._query_X[pair_X[rows]]
-                ranked_BW = self._ranked(model, queries_QEH[torch.from_numpy(query_B)].float(), exact_ND)
+                ranked_BW = self._ranked(model, queries_QEH[torch.from_numpy(query_B)].float(), item_ND)
                 item_XW[rows, : ranked_BW.shape[1]] = self._without_chosen(query_B, ranked_BW)
         return Mined(pair_X, item_XW)
 

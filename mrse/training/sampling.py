@@ -119,14 +119,15 @@ class Exclusions:
         rows_B = np.arange(len(asker_B))
         twin_C = self._twin_N[items_C]
         mask_BC: NDArray[np.bool_] = twin_C[None, :] == twin_C[target_B][:, None]
-        column_N = np.full(len(self._twin_N), -1, dtype=np.int64)
-        column_N[items_C] = np.arange(len(items_C))
+        order_C = np.argsort(items_C)
         known = np.flatnonzero(asker_B >= 0)
         sizes = (self._starts[1:] - self._starts[:-1])[asker_B[known]]
         rows = np.repeat(known, sizes)
         first = np.repeat(self._starts[asker_B[known]], sizes)
         within = np.arange(len(rows)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-        columns = column_N[self._items[first + within]]
-        mask_BC[rows[columns >= 0], columns[columns >= 0]] = True
+        items = self._items[first + within]
+        columns = order_C[np.minimum(np.searchsorted(items_C[order_C], items), len(items_C) - 1)]
+        found = items_C[columns] == items
+        mask_BC[rows[found], columns[found]] = True
         mask_BC[rows_B, target_B] = False
         return mask_BC

@@ -1,6 +1,6 @@
 """Exact nearest items with one rule for ties: score descending, then item id ascending.
 
-Shapes: B queries, N items, D size of the vectors, K depth.
+Shapes: B queries, N items, X items of a block, D size of the vectors, K depth.
 """
 
 from __future__ import annotations
@@ -10,21 +10,27 @@ from torch import Tensor
 
 # Cosines are told apart to so much: equal items tie, whatever the last bits of a blocked product are.
 _GRAINS = 1e7
+_BLOCK = 65_536
 
 
 def nearest(query_BD: Tensor, item_ND: Tensor, k: int) -> Tensor:
-    """Rows of the `k` items of largest inner product, best first, ties by row. Holds B x N x 16 bytes.
+    """Rows of the `k` items of largest inner product, best first, ties by row. Holds float64 scores of one block.
 
     Args:
         query_BD: unit vectors.
-        item_ND: unit vectors in the order of item ids (`contract.read_items` gives it); float64 saves a cast per call.
+        item_ND: unit vectors in the order of item ids (`contract.read_items` gives it).
         k: depth; all items come back when there are fewer.
 
     Returns:
         int64 `(B, min(k, N))`.
     """
-    items = len(item_ND)
-    score_BN = (query_BD.double() @ item_ND.double().T).mul_(_GRAINS).round_().long()
-    # One whole number per item, each different: the score, then how early the row is.
-    key_BN = score_BN.mul_(items).add_(torch.arange(items - 1, -1, -1))
-    return key_BN.topk(min(k, items), dim=1).indices
+    N = len(item_ND)
+    exact_BD = query_BD.double()
+    best_BK = torch.zeros(len(query_BD), 0, dtype=torch.int64)
+    for start in range(0, N, _BLOCK):
+        block_XD = item_ND[start : start + _BLOCK].double()
+        # One whole number per item, each different: the score, then how early the row is.
+        key_BX = (exact_BD @ block_XD.T).mul_(_GRAINS).round_().long().mul_(N)
+        key_BX += torch.arange(N - 1 - start, N - 1 - start - len(block_XD), -1)
+        best_BK = torch.cat([best_BK, key_BX], dim=1).topk(min(k, start + len(block_XD)), dim=1).values
+    return N - 1 - best_BK.remainder(N)

@@ -91,12 +91,11 @@ class Steps:
         self.model = retriever.model
         self.shop = shop
         self.sampler = Sampler(shop.examples, len(shop.item_ids), config.batch_size, config.self_pairs, config.seed)
-        self._words = [split_words(text) for text in shop.item_strings]
         self._counts_N = np.bincount(shop.examples.item_M, minlength=len(shop.item_ids)).astype(np.int64)
         same_text = _numbered(shop.item_strings)
         self._twins_by_text = Exclusions(shop.examples, same_text)
         # For a query from the logs a picture can tell two equal titles apart; for one made from the title it cannot.
-        same_item = _numbered(list(zip(same_text, shop.pictures.row_N, strict=True)))
+        same_item = same_text * (int(shop.pictures.row_N.max(initial=-1)) + 2) + shop.pictures.row_N + 1
         self._twins = Exclusions(shop.examples, same_item)
         mines = config.loss.mine.last > 0 and config.loss.beta > 0
         self._miner = Miner(config.loss, shop.examples, same_item) if mines else None
@@ -218,7 +217,9 @@ class Steps:
         examples, config = self.shop.examples, self.config.model
         queries, query_place = np.unique(examples.query_M[draw.example_rows], return_inverse=True)
         rng = np.random.default_rng([self.config.seed, PSEUDO, step])
-        made = self.retriever.query_texts([pseudo_query(self._words[item], rng) for item in draw.self_items])
+        made = self.retriever.query_texts(
+            [pseudo_query(split_words(self.shop.item_strings[item]), rng) for item in draw.self_items]
+        )
         positives_P, target_B = np.unique(
             np.concatenate([examples.item_M[draw.example_rows], draw.self_items]), return_inverse=True
         )
@@ -358,6 +359,7 @@ def _padded(x: Tensor | None, rows: int) -> Tensor:
     return torch.cat([x, x.new_zeros(rows, *x.shape[1:])])
 
 
-def _numbered(things: Sequence[object]) -> Ints:
-    number: dict[object, int] = {}
-    return np.array([number.setdefault(thing, len(number)) for thing in things], dtype=np.int64)
+def _numbered(texts: Sequence[str]) -> Ints:
+    number: dict[str, int] = {}
+    numbers = (number.setdefault(text, len(number)) for text in texts)
+    return np.fromiter(numbers, dtype=np.int64, count=len(texts))

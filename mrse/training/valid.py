@@ -66,7 +66,7 @@ def evaluate(steps: Steps, banks: Banks, k: int) -> Scores:
     sample_SD = item_ND[torch.linspace(0, len(item_ND) - 1, min(len(item_ND), _SAMPLE)).long()]
     shares, distances = [], []
     sizes = (*steps.config.loss.matryoshka, item_ND.shape[1])
-    exact = {size: prefix(item_ND.double(), size) for size in sizes}
+    short = {size: item_ND if size == item_ND.shape[1] else prefix(item_ND, size) for size in sizes}
     hits: dict[int, list[float]] = {size: [] for size in sizes}
     with inference(model):
         for start in range(0, len(requests), _BATCH):
@@ -75,7 +75,7 @@ def evaluate(steps: Steps, banks: Banks, k: int) -> Scores:
             fused = model.fuse_queries(own_BEH, shopper_memory(requests.shoppers, rows_B, banks))
             relevant = [requests.relevant[row] for row in rows_B]
             for size in sizes:
-                top_BK = nearest(prefix(fused.vector_BD.double(), size), exact[size], k).numpy()
+                top_BK = nearest(prefix(fused.vector_BD, size), short[size], k).numpy()
                 hits[size] += recalls(top_BK, relevant)
             distances += alignment(fused.vector_BD, item_ND, relevant)
             shares.append(fused.preference_BE)
