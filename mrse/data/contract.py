@@ -240,6 +240,7 @@ def write_parquet(data: pa.Table | Iterable[pa.RecordBatch], path: Path, schema:
         for group in _row_groups(batches, schema):
             writer.write_table(group, row_group_size=_ROW_GROUP_ROWS)
             rows += group.num_rows
+            del group  # or it would be held while the next is gathered
     temporary.replace(path)
     return rows
 
@@ -256,15 +257,20 @@ def _row_groups(batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> Iterato
     for batch in batches:
         waiting.append(batch.cast(schema) if batch.schema != schema else batch)
         rows += batch.num_rows
-        if rows < _ROW_GROUP_ROWS:
-            continue
-        table = pa.Table.from_batches(waiting, schema)
-        for start in range(0, rows - _ROW_GROUP_ROWS + 1, _ROW_GROUP_ROWS):
-            yield table.slice(start, _ROW_GROUP_ROWS).combine_chunks()
-        rest = table.slice(rows - rows % _ROW_GROUP_ROWS)
-        waiting, rows = rest.to_batches(), rest.num_rows
+        while rows >= _ROW_GROUP_ROWS:
+            group, waiting = _cut(waiting, schema)
+            rows -= _ROW_GROUP_ROWS
+            yield group
+            del group
     if rows:
-        yield pa.Table.from_batches(waiting, schema).combine_chunks()
+        yield _cut(waiting, schema)[0]
+
+
+def _cut(waiting: list[pa.RecordBatch], schema: pa.Schema) -> tuple[pa.Table, list[pa.RecordBatch]]:
+    """A row group in one piece, and what is left; the batches it was copied from are not held while it is written."""
+    table = pa.Table.from_batches(waiting, schema)
+    waiting.clear()
+    return table.slice(0, _ROW_GROUP_ROWS).combine_chunks(), table.slice(_ROW_GROUP_ROWS).to_batches()
 
 
 def _read_table(path: Path, table: str) -> pa.Table:

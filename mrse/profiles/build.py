@@ -28,6 +28,8 @@ from mrse.profiles.labels import SHOWN, Labels, event_examples, event_requests, 
 from mrse.profiles.log import NAIVE, Log, Span, instant, or_empty, read_log
 from mrse.profiles.split import Split, split_window
 
+_SORTED_USERS = 32_768  # so many users, with their histories, are sorted at a time
+
 
 def build_profiles(clean: Path, out: Path, config: ProfilesConfig) -> dict[str, Any]:
     """Write `users`, `items`, `examples`, `requests`, `queries` as Parquet.
@@ -58,7 +60,7 @@ def build_profiles(clean: Path, out: Path, config: ProfilesConfig) -> dict[str, 
         histories = read_histories(engine, log, _moments(log, labels, split), split.end, config.history_length)
         has_events = bool(files)
         outputs = {
-            "users": (_users(log, histories, split), tables.USERS),
+            "users": (_users(engine, log, histories, split), tables.USERS),
             "items": (item_profiles(engine, log, split, config), tables.ITEMS),
             "examples": (_examples(engine, log, labels, judged, histories, split, config, has_events), tables.EXAMPLES),
             "requests": (_requests(engine, log, labels, judged, histories, split, config, has_events), tables.REQUESTS),
@@ -95,13 +97,27 @@ def _moments(log: Log, labels: Labels, split: Split) -> ir.Table:
     return both.filter(both.user_id.notnull())
 
 
-def _users(log: Log, histories: Histories, split: Split) -> list[ir.Table]:
-    """Every shopper who logged in, with the history as of the window's end."""
-    moments = histories.moments
-    last = histories.before(moments.filter(moments.at == split.end)).drop("at").rename(hist_user="user_id")
-    joined = log.shoppers.left_join(last, [("user_id", "hist_user")])
+def _users(engine: Engine, log: Log, histories: Histories, split: Split) -> list[ir.Table]:
+    """Every shopper who logged in, with the history as of the window's end; in parts, in the order of their ids."""
+    shoppers, moments = log.shoppers, histories.moments
+    place = ibis.row_number().over(order_by=shoppers.user_id)
+    numbered = shoppers.select("user_id", number=place // _SORTED_USERS)
+    bounds = numbered.group_by("number").agg(first=numbered.user_id.min(), last=numbered.user_id.max())
+    ranges = [(row["first"], row["last"]) for row in engine.fetch(bounds.order_by("number"))]
+    last = moments.filter(moments.at == split.end)
+    return [
+        _with_last(
+            shoppers.filter(shoppers.user_id.between(*each)), last.filter(last.user_id.between(*each)), histories
+        )
+        for each in ranges or [("", "")]
+    ]
+
+
+def _with_last(shoppers: ir.Table, moments: ir.Table, histories: Histories) -> ir.Table:
+    last = histories.before(moments).drop("at").rename(hist_user="user_id")
+    joined = shoppers.left_join(last, [("user_id", "hist_user")])
     lists = {name: or_empty(joined[name]) for name in ("hist_items", "hist_actions", "hist_times")}
-    return [joined.mutate(**lists).order_by("user_id")]
+    return joined.mutate(**lists).order_by("user_id")
 
 
 def _queries(engine: Engine, log: Log, split: Split) -> list[ir.Table]:
@@ -134,17 +150,18 @@ def _examples(
         **_empty("hist_items", "hist_actions", "hist_ages", schema=tables.EXAMPLES),
     )
     train, valid = (behaved.filter(behaved.split == part) for part in ("train", "valid"))
+    runs = [run for run in log.runs if run[1] > split.train_start and run[0] < split.test_start]
     parts = [
-        *(_during(train, span) for span in spans if span.start < split.valid_start),
+        *(_during(train, *run) for run in runs if run[0] < split.valid_start),
         graded.filter(graded.split == "train"),
-        *(_during(valid, span) for span in spans if span.stop > split.valid_start),
+        *(_during(valid, *run) for run in runs if run[1] > split.valid_start),
         graded.filter(graded.split == "valid"),
     ]
     return [rows.order_by("event_time", "session_id", "query", "item_id") for rows in parts]
 
 
-def _during(rows: ir.Table, span: Span) -> ir.Table:
-    return rows.filter(rows.at >= instant(span.start), rows.at < instant(span.stop))
+def _during(rows: ir.Table, start: datetime, stop: datetime) -> ir.Table:
+    return rows.filter(rows.at >= instant(start), rows.at < instant(stop))
 
 
 def _requests(

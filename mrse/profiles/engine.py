@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,7 +21,9 @@ from mrse.data.contract import write_parquet
 from mrse.errors import ConfigError, DataError
 
 _BATCH_ROWS = 32_768
-_KEPT_GROUP_ROWS = 16_384  # a row group is held while it is written; small ones also let a reader skip more
+# What is kept is read back soon and a few times: to pack it, or to add Bloom filters, costs more than it saves. A row
+# group is held while it is written; small ones also let a reader skip more.
+_KEPT = {"compression": "uncompressed", "write_bloom_filter": False, "row_group_size": 16_384}
 
 
 class Engine(Protocol):
@@ -45,15 +48,17 @@ class Engine(Protocol):
 class DuckDB:
     """`Engine` on DuckDB."""
 
-    def __init__(self, backend: Backend, folder: Path) -> None:
+    def __init__(self, backend: Backend, folder: Path, memory_limit: str) -> None:
         self._backend = backend
         self._folder = folder
+        self._memory_limit = memory_limit
         self._names = itertools.count()
 
     def keep(self, *parts: ir.Table) -> ir.Table:
         files = [self._folder / f"kept-{next(self._names)}.parquet" for _ in parts]
         for rows, file in zip(parts, files, strict=True):
-            self._backend.to_parquet(rows, file, compression="lz4_raw", row_group_size=_KEPT_GROUP_ROWS)
+            self._backend.to_parquet(rows, file, **_KEPT)
+        self._give_back()
         # Parquet has no type for DuckDB's sums of integers, which come back as floats: `cast` gives every type again.
         return self._backend.read_parquet(files).cast(parts[0].schema())
 
@@ -68,12 +73,32 @@ class DuckDB:
         return table.select(*schema.names)
 
     def write(self, parts: Sequence[ir.Table], path: Path, schema: pa.Schema) -> int:
-        return write_parquet(itertools.chain.from_iterable(self._batches(rows, schema) for rows in parts), path, schema)
+        batches = itertools.chain.from_iterable(self._batches(rows, schema) for rows in parts)
+        written = write_parquet(_ahead(batches), path, schema)
+        self._give_back()
+        return written
 
     def _batches(self, rows: ir.Table, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
         query = self._backend.compile(rows.select(*schema.names))
         # Not Ibis's own to_pyarrow_batches: it calls a method that DuckDB 2 no longer has.
         yield from self._backend.con.sql(query).to_arrow_reader(_BATCH_ROWS)
+
+    def _give_back(self) -> None:
+        """Return freed memory to the system: DuckDB and Arrow hoard it, and each other's would come on top.
+
+        DuckDB empties its allocator whenever its limit is set, even to what it is.
+        """
+        self._backend.con.execute(f"SET memory_limit = '{self._memory_limit}'")
+        pa.default_memory_pool().release_unused()
+
+
+def _ahead(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """The same, the next one being made while the last is written: writing runs on one thread."""
+    with ThreadPoolExecutor(1) as maker:
+        coming = maker.submit(next, batches, None)
+        while (batch := coming.result()) is not None:
+            coming = maker.submit(next, batches, None)
+            yield batch
 
 
 @contextmanager
@@ -91,7 +116,7 @@ def duckdb(config: ProfilesConfig, spill_under: Path) -> Iterator[DuckDB]:
             settings["threads"] = config.threads
         backend = ibis.duckdb.connect(**settings)
         try:
-            yield DuckDB(backend, Path(spill))
+            yield DuckDB(backend, Path(spill), config.memory_limit)
         except OutOfMemoryException:
             raise ConfigError(
                 f"build_profiles: memory_limit {config.memory_limit} is too little for this log; "

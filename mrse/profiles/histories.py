@@ -62,9 +62,10 @@ class Histories:
         older = self.blocks.select(older_user="user_id", previous="block", older="entries")
         found = asked.inner_join(self.blocks, ["user_id", "block"])
         found = found.left_join(older, [("user_id", "older_user"), "previous"])
-        both = ibis.ifelse(found.older.isnull(), found.entries, found.entries.concat(found.older))
-        valid = both.filter(lambda entry: (entry["at"] < found.at) & (entry["until"] >= found.at))[: self.length]
-        kept = found.select("user_id", "at", valid=valid)
+        # Each cut by itself: lists of 3N structures are what this costs in memory.
+        newer, older = (_valid(entries, found.at, self.length) for entries in (found.entries, found.older))
+        both = ibis.ifelse(older.isnull(), newer, newer.concat(older))
+        kept = found.select("user_id", "at", valid=both[: self.length])
         return kept.filter(kept.valid.length() > 0).select(
             "user_id",
             "at",
@@ -72,6 +73,11 @@ class Histories:
             hist_actions=kept.valid.map(lambda entry: entry["action"]),
             hist_times=kept.valid.map(lambda entry: entry["at"]),
         )
+
+
+def _valid(entries: ir.ArrayValue, at: ir.TimestampValue, length: int) -> ir.ArrayValue:
+    """The newest entries that hold at an instant."""
+    return entries.filter(lambda entry: (entry["at"] < at) & (entry["until"] >= at))[:length]
 
 
 def _size(length: int) -> int:
@@ -92,7 +98,7 @@ def read_histories(engine: Engine, log: Log, moments: ir.Table, end: datetime, l
     known = log.engaged.filter(log.engaged.user_id.notnull())
     shoppers = zip(log.parts(known, known.user_id), log.parts(moments, moments.user_id), strict=True)
     lines = [_timeline(entries(engaged, end), asked.distinct()) for engaged, asked in shoppers]
-    line = engine.keep(*(rows.mutate(part=ibis.literal(part)) for part, rows in enumerate(lines)))
+    line = engine.keep(*(rows.mutate(part=ibis.literal(part, type="int32")) for part, rows in enumerate(lines)))
     numbered = line.filter(line.entry == 1)
     blocks = (_blocks(numbered.filter(numbered.part == part), _size(length)) for part in range(len(lines)))
     asked = line.filter(line.entry == 0, line.seen > 0).select("user_id", "at", "seen")

@@ -7,8 +7,9 @@ Legend of the columns that are added:
     code      number of the item in the order of item ids: grouping by it is cheaper than by the id, ties stay the same
     started   when the session's first event happened
 
-What grows with the number of days is made in parts of about `_PART_EVENTS` events: by time where the result is read by
-time (`Log.spans`), by a hash of the session or shopper where all of theirs is needed (`Log.parts`).
+What grows with the number of days is made in parts of so many events: by time where the result is read by time
+(`Log.spans`, `Log.runs`), by a hash of the session or shopper where all of theirs is needed (`Log.parts`). Every part
+costs a query, and the wider its rows the more memory: hence several sizes.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ Engagement = Literal["click", "add_to_cart", "order"]
 # Weakest first: an action's rank is its place here, from 1.
 ENGAGEMENTS: tuple[Engagement, ...] = ("click", "add_to_cart", "order")
 NAIVE = ibis.dtype("timestamp(6)")
-_PART_EVENTS = 1_000_000
+_PART_EVENTS = 2_000_000
+_SPAN_EVENTS = 1_000_000  # histories are laid out for a span at a time
+_RUN_EVENTS = 250_000  # rows with histories are sorted a run at a time
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,8 @@ class Log:
         engaged: the engagements with known items: at, day, session_id, user_id (null: not logged in), started,
             query (null when blank), item_id, code, position, rank.
         spans: every session is in exactly one of them, in the order of time.
+        runs: the window in runs of days, from an instant until before another, shorter than spans.
+        size: how many parts `parts` makes.
     """
 
     raw: ir.Table
@@ -69,6 +74,8 @@ class Log:
     item_days: ir.Table
     engaged: ir.Table
     spans: tuple[Span, ...]
+    runs: Sequence[tuple[datetime, datetime]]
+    size: int
 
     def between(self, start: datetime, end: datetime) -> ir.Table:
         """The events in `[start, end)`: at, day, session_id, user_id, query, item_id, position, rank, relevance,
@@ -76,8 +83,8 @@ class Log:
         return window_events(self.raw, start, end)
 
     def parts(self, rows: ir.Table, key: ir.Value) -> list[ir.Table]:
-        """The rows in as many parts as there are spans, equal keys in the same part."""
-        return _parts(rows, key, len(self.spans))
+        """The rows in `size` parts, equal keys in the same part."""
+        return _parts(rows, key, self.size)
 
 
 def _parts(rows: ir.Table, key: ir.Value, count: int) -> list[ir.Table]:
@@ -98,17 +105,17 @@ def read_log(engine: Engine, raw: ir.Table, items: ir.Table, split: Split, event
     """
     code = ibis.row_number().over(order_by=items.item_id)
     coded = engine.keep(items.select("item_id", code=code.cast("int32")))
-    bounds = split.spans(max(-(-events // _PART_EVENTS), 1))
-    runs = [window_events(raw, start, stop) for start, stop in bounds]
-    visits = engine.keep(*map(_visits, runs))
-    by_session = _parts(visits, visits.session_id, len(bounds))
-    sessions = engine.keep(*map(_sessions, by_session))
+    size, spans, runs = (-(-max(events, 1) // each) for each in (_PART_EVENTS, _SPAN_EVENTS, _RUN_EVENTS))
+    parts = [window_events(raw, start, stop) for start, stop in split.spans(size)]
+    visits = engine.keep(*map(_visits, parts))
+    sessions = engine.keep(*map(_sessions, _parts(visits, visits.session_id, size)))
     known = window_events(raw, split.start, split.end)
     known = known.filter(known.user_id.notnull())
     shoppers = engine.keep(known.group_by("user_id").agg(events=known.count()))
-    item_days = engine.keep(*(_item_days(run, coded) for run in runs))
-    engaged = engine.keep(*(_engaged(run, coded, sessions.drop("ended")) for run in runs))
-    return Log(raw, coded, visits, shoppers, item_days, engaged, _spans(engine, sessions, bounds))
+    item_days = engine.keep(*(_item_days(part, coded) for part in parts))
+    engaged = engine.keep(*(_engaged(part, coded, sessions.drop("ended")) for part in parts))
+    reaching = _spans(engine, sessions, split.spans(spans))
+    return Log(raw, coded, visits, shoppers, item_days, engaged, reaching, split.spans(runs), size)
 
 
 def _visits(events: ir.Table) -> ir.Table:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from naive_profiles import Naive, is_top, run, write_shop
 
 from mrse.config import ProfilesConfig
-from mrse.profiles import item_profiles, log
+from mrse.profiles import build, item_profiles, log
 from mrse.profiles.build import build_profiles
 
 START = datetime(2026, 3, 1, tzinfo=UTC)
@@ -136,7 +136,9 @@ def test_parts_change_no_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert_same(tmp_path, 7, events, grades, config)
     whole = {path.name: path.read_bytes() for path in (tmp_path / "profiles").glob("*.parquet")}
     spans, slices = [], []
-    monkeypatch.setattr(log, "_PART_EVENTS", 1)
+    for name, size in (("_PART_EVENTS", 60), ("_SPAN_EVENTS", 1), ("_RUN_EVENTS", 1)):
+        monkeypatch.setattr(log, name, size)
+    monkeypatch.setattr(build, "_SORTED_USERS", 2)
     monkeypatch.setattr(log, "_spans", _noted(log._spans, spans))
     monkeypatch.setattr(item_profiles, "_SLICE_ROWS", 100)
     monkeypatch.setattr(item_profiles, "_slices", _noted(item_profiles._slices, slices))

@@ -45,14 +45,15 @@ def test_every_expression_compiles_for_spark(monkeypatch: pytest.MonkeyPatch) ->
     split = split_window(start, start + timedelta(days=14), config)
     schemas = {name: ibis.Schema.from_pyarrow(schema) for name, schema in contract.SCHEMAS.items()}
     raw, items, grades = (ibis.table(schemas[name], name=name) for name in ("events", "items", "judgments"))
-    monkeypatch.setattr(log_module, "_PART_EVENTS", 1_000)
+    for name in ("_PART_EVENTS", "_SPAN_EVENTS", "_RUN_EVENTS"):
+        monkeypatch.setattr(log_module, name, 1_000)
     log = read_log(engine, raw, items, split, events=3_000)
     assert len(log.spans) == 3
     judged = read_judged(engine, grades, log.items, config)
     labels = read_labels(engine, log, split)
     past = read_histories(engine, log, build._moments(log, labels, split), split.end, config.history_length)
     outputs = [
-        *build._users(log, past, split),
+        *build._users(engine, log, past, split),
         *item_profiles(engine, log, split, config),
         *build._examples(engine, log, labels, judged, past, split, config, True),
         *build._requests(engine, log, labels, judged, past, split, config, True),
