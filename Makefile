@@ -52,7 +52,7 @@ $(VENV)/.bench: $(VENV)/.dev
 	touch $@
 
 bench: $(VENV)/.bench ## Ratios against peers and limits (minutes)
-	for script in profiles validation features training embedding; do python benchmarks/$$script.py || exit 1; done
+	for script in profiles validation features training embedding; do python -m benchmarks.$$script || exit 1; done
 
 clean: ## Remove what runs made: data, models, reports, caches and the local Milvus and MLflow
 	rm -rf data models reports .mrse dvc.lock dvc_plots .dvc/cache .dvc/tmp
