@@ -17,6 +17,8 @@ from torch.nn import functional as F
 
 from mrse.model.arrays import ACTIONS, AGE_BUCKETS
 
+_USUAL_COUNTS = 2.0  # as many remembered things as the usual weighs
+
 
 @dataclass(frozen=True)
 class Memory:
@@ -74,28 +76,51 @@ def _without_autocast() -> AbstractContextManager[object]:
     return torch.autocast("cpu", enabled=False)
 
 
+class Taste(nn.Module):
+    """For each expert the mean of a memory, whatever is asked for, as its difference from what is usual. Few things say
+    little: the mean is drawn towards the usual."""
+
+    def __init__(self, experts: int, hidden: int) -> None:
+        super().__init__()
+        self.usual_EH = nn.Parameter(torch.zeros(experts, hidden))
+        self.usual_logit_E = nn.Parameter(torch.full((experts,), _USUAL_COUNTS).log())
+
+    def forward(self, memory_BMEH: Tensor, bias_BME: Tensor, known_BM: Tensor) -> Tensor:
+        """`(B, E, H)`; zeros where no place is known."""
+        score_BME = bias_BME.masked_fill(~known_BM[:, :, None], float("-inf"))
+        usual_B1E = self.usual_logit_E.expand(len(known_BM), 1, -1)
+        share_BME = torch.cat([score_BME, usual_B1E], dim=1).softmax(dim=1)[:, :-1]
+        return torch.einsum("bme,bmeh->beh", share_BME, memory_BMEH - self.usual_EH)
+
+
 class ShopperHistory(nn.Module):
-    """The shopper's taste, per expert, as the query calls it up: last items weighed by fit, action and age."""
+    """The shopper's past per expert, in two summaries that weigh action and age: what fits the query, and the taste."""
+
+    summaries = 2
 
     def __init__(self, experts: int, hidden: int) -> None:
         super().__init__()
         self.attention = TargetAttention(experts, hidden)
-        self.action = nn.Embedding(len(ACTIONS) + 1, experts)
-        self.age = nn.Embedding(AGE_BUCKETS, experts)
+        self.taste = Taste(experts, hidden)
+        self.action = nn.Embedding(len(ACTIONS) + 1, 2 * experts)
+        self.age = nn.Embedding(AGE_BUCKETS, 2 * experts)
         nn.init.zeros_(self.action.weight)
         nn.init.zeros_(self.age.weight)
 
     def forward(self, query_BEH: Tensor, memory: Memory) -> Tensor:
-        """`(B, E, H)`."""
+        """`(B, E, 2H)`."""
         if memory.action_BM is None or memory.age_BM is None:
             raise ValueError("a shopper's memory needs actions and ages")
-        bias_BME = self.action(memory.action_BM) + self.age(memory.age_BM)
-        out_BEH: Tensor = self.attention(query_BEH, memory.memory_BMEH, bias_BME, memory.known_BM)
-        return out_BEH
+        bias_BMX = self.action(memory.action_BM) + self.age(memory.age_BM)
+        fit_BME, taste_BME = bias_BMX.chunk(2, dim=2)
+        fitting_BEH = self.attention(query_BEH, memory.memory_BMEH, fit_BME, memory.known_BM)
+        return torch.cat([fitting_BEH, self.taste(memory.memory_BMEH, taste_BME, memory.known_BM)], dim=2)
 
 
 class ItemHistory(nn.Module):
     """What an item was found by, per expert: the queries that led to it, weighed by how often."""
+
+    summaries = 1
 
     def __init__(self, experts: int, hidden: int) -> None:
         super().__init__()

@@ -23,6 +23,7 @@ from mrse.model.inputs import Texts, TextTable
 
 _PREFERENCE_HIDDEN = 32
 _HISTORY_START = 0.3
+_RIDGE = 0.01
 
 
 @dataclass(frozen=True)
@@ -41,9 +42,10 @@ class Fused:
 class Preferences(nn.Module):
     """Softmax weights over the experts, from what each expert says of the row and of its history."""
 
-    def __init__(self, experts: int, hidden: int) -> None:
+    def __init__(self, experts: int, hidden: int, summaries: int) -> None:
         super().__init__()
-        self.inner_EHK = nn.Parameter(torch.randn(experts, 2 * hidden, _PREFERENCE_HIDDEN) * (2 * hidden) ** -0.5)
+        said = (1 + summaries) * hidden
+        self.inner_EHK = nn.Parameter(torch.randn(experts, said, _PREFERENCE_HIDDEN) * said**-0.5)
         self.outer_EK = nn.Parameter(torch.zeros(experts, _PREFERENCE_HIDDEN))
         self.bias_E = nn.Parameter(torch.zeros(experts))
 
@@ -62,24 +64,42 @@ class Fusion(nn.Module):
     that starts at zero: fusing begins with what aligning has learned.
     """
 
-    def __init__(self, experts: int, hidden: int, dim: int, dropout: float) -> None:
+    def __init__(self, experts: int, hidden: int, dim: int, dropout: float, summaries: int) -> None:
         super().__init__()
+        self.experts = experts
         width = experts * hidden
         self.own = nn.Linear(width, dim, bias=False)
-        self.history = nn.Linear(width, dim, bias=False)
-        self.inner = nn.Linear(2 * width, 2 * dim)
+        self.history = nn.Linear(summaries * width, dim, bias=False)
+        self.trust = nn.Linear(width, 1)  # a vague query leaves more to the past than a precise one
+        self.inner = nn.Linear((1 + summaries) * width, 2 * dim)
         self.outer = nn.Linear(2 * dim, dim)
         self.dropout = Dropout(dropout)
-        nn.init.zeros_(self.outer.weight)
-        nn.init.zeros_(self.outer.bias)
+        for layer in (self.outer, self.trust):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
         nn.init.orthogonal_(self.own.weight)
-        self.history.weight.data = _HISTORY_START * self.own.weight.data
+        self._start_history()
 
     @torch.no_grad()
-    def start_from(self, directions_DW: Tensor) -> None:
-        """Set the linear part, `(D, E * H)`."""
+    def start_from(self, directions_DW: Tensor, apart_WW: Tensor | None = None) -> None:
+        """Set the linear part.
+
+        Args:
+            directions_DW: the first D directions of the experts' outputs, W = E * H.
+            apart_WW: see `set_apart`; where given, a second summary starts as what its things have beyond their kind.
+        """
         self.own.weight.copy_(directions_DW)
-        self.history.weight.copy_(_HISTORY_START * directions_DW)
+        self._start_history(apart_WW)
+
+    @torch.no_grad()
+    def _start_history(self, apart_WW: Tensor | None = None) -> None:
+        """The first summary starts as a quiet echo of the row itself, a second one silent or by `apart_WW`."""
+        own_DEH = self.own.weight.view(len(self.own.weight), self.experts, -1)
+        history_DEX = self.history.weight.view(len(own_DEH), self.experts, -1)
+        parts = torch.split(history_DEX.zero_(), own_DEH.shape[2], dim=2)
+        parts[0].copy_(_HISTORY_START * own_DEH)
+        if apart_WW is not None and len(parts) > 1:
+            parts[1].copy_((self.own.weight @ apart_WW).view_as(own_DEH))
 
     def forward(self, own_BEH: Tensor, history_BEH: Tensor | None, preference_BE: Tensor) -> Tensor:
         """`(B, D)`, L2-normalised."""
@@ -88,7 +108,9 @@ class Fusion(nn.Module):
         linear_BD, said_BX = self.own(own_BW).float(), own_BW
         if history_BEH is not None:
             history_BW = history_BEH.flatten(1)
-            linear_BD, said_BX = linear_BD + self.history(history_BW), torch.cat([own_BW, history_BW], dim=1)
+            trust_B1 = 2.0 * torch.sigmoid(self.trust(own_BW).float())
+            linear_BD = linear_BD + trust_B1 * self.history(history_BW)
+            said_BX = torch.cat([own_BW, history_BW], dim=1)
         inner = F.linear(said_BX, self.inner.weight[:, : said_BX.shape[1]], self.inner.bias)
         return F.normalize(linear_BD + self.outer(self.dropout(F.gelu(inner))), dim=1)
 
@@ -99,8 +121,9 @@ class Tower(nn.Module):
     def __init__(self, model: ModelConfig, experts: int, history: ShopperHistory | ItemHistory | None) -> None:
         super().__init__()
         self.history = history
-        self.preferences = Preferences(experts, model.hidden) if model.preferences else None
-        self.fusion = Fusion(experts, model.hidden, model.dim, model.dropout)
+        summaries = 1 if history is None else history.summaries
+        self.preferences = Preferences(experts, model.hidden, summaries) if model.preferences else None
+        self.fusion = Fusion(experts, model.hidden, model.dim, model.dropout, summaries)
 
     def forward(self, own_BEH: Tensor, memory: Memory | None) -> Fused:
         """Fuse one side; `memory` is ignored where the history is switched off, and must be given otherwise."""
@@ -185,12 +208,41 @@ class Mrse(nn.Module):
         return fused
 
     @torch.no_grad()
-    def start_fusion(self, sample_BEH: Tensor) -> None:
-        """Start both fusions from the D principal directions of aligned expert outputs, `(B, E, H)`."""
+    def start_fusion(self, sample_BEH: Tensor, kind_B: Tensor) -> None:
+        """Start both fusions from what the aligned experts say of a sample of items, `(B, E, H)`.
+
+        The linear part: the D principal directions. The shopper's taste: how things differ from others of their kind,
+        as what a shopper likes in shoes is not that they are shoes; silent where there is one kind only.
+
+        Args:
+            sample_BEH: expert outputs.
+            kind_B: equal numbers are items of one kind.
+        """
         wide_BW = sample_BEH.flatten(1)
         _, vectors_WW = torch.linalg.eigh(wide_BW.T @ wide_BW)
         directions_DW = vectors_WW.T.flip(0)[: self.config.dim]
         if len(directions_DW) < self.config.dim:
             directions_DW = F.pad(directions_DW, (0, 0, 0, self.config.dim - len(directions_DW)))
-        self.query_tower.fusion.start_from(directions_DW)
+        kinds = len(torch.unique(kind_B)) > 1
+        self.query_tower.fusion.start_from(directions_DW, set_apart(wide_BW, kind_B) if kinds else None)
         self.item_tower.fusion.start_from(directions_DW)
+        if isinstance(self.query_tower.history, ShopperHistory):
+            self.query_tower.history.taste.usual_EH.copy_(sample_BEH.mean(dim=0))
+
+
+def set_apart(wide_BW: Tensor, kind_B: Tensor) -> Tensor:
+    """What sets things apart from the mean of their kind, as a linear map of what is said of them, `(W, W)`: ridge
+    regression. Directions that only tell kinds from each other go to zero.
+
+    Args:
+        wide_BW: what is said of B things.
+        kind_B: equal numbers are things of one kind.
+    """
+    _, kind_B = torch.unique(kind_B, return_inverse=True)
+    count_K1 = kind_B.bincount()[:, None]
+    mean_KW = wide_BW.new_zeros(len(count_K1), wide_BW.shape[1]).index_add_(0, kind_B, wide_BW) / count_K1
+    centred_BW = wide_BW - wide_BW.mean(dim=0)
+    gram_WW = centred_BW.T @ centred_BW
+    gram_WW.diagonal().add_(_RIDGE * gram_WW.diagonal().mean())
+    map_WW: Tensor = torch.linalg.solve(gram_WW, centred_BW.T @ (wide_BW - mean_KW[kind_B])).T
+    return map_WW

@@ -36,6 +36,15 @@ def pseudo_query(words: Sequence[str], rng: np.random.Generator) -> str:
     return " ".join(_typo(word, rng) if rng.random() < _TYPO_SHARE else word for word in picked)
 
 
+def shortened(query: str, rng: np.random.Generator) -> str:
+    """The query with about half of its words, at least one, in their order: a vaguer wish of the same shopper."""
+    words = query.split()
+    keep = rng.random(len(words)) < 0.5
+    if words and not keep.any():
+        keep[rng.integers(len(words))] = True
+    return " ".join(word for word, kept in zip(words, keep, strict=True) if kept)
+
+
 def _typo(word: str, rng: np.random.Generator) -> str:
     if len(word) < _SHORTEST_TYPO:
         return word

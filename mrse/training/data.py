@@ -55,6 +55,7 @@ class Examples:
         weight_M: mean 1.
         hard_MK: item rows, -1 is padding.
         epoch_M: which item profiles the example may see; -1: none.
+        judged_M: whether people's judgments say so, and not the log.
         shoppers: histories before the example.
     """
 
@@ -64,6 +65,7 @@ class Examples:
     weight_M: Floats
     hard_MK: Ints
     epoch_M: Ints
+    judged_M: NDArray[np.bool_]
     shoppers: Shoppers
 
     def __len__(self) -> int:
@@ -96,7 +98,9 @@ class Shop:
 
     Attributes:
         item_ids: N ids.
+        category_N: equal numbers are items of one category.
         item_strings: N texts as the experts read them (`item_text`).
+        query_strings: Q normalised queries.
         item_texts, query_texts: tokenised.
         pictures: image features of the items.
         profiles: the queries that led to each item, one entry per cut time, oldest first.
@@ -105,7 +109,9 @@ class Shop:
     """
 
     item_ids: list[str]
+    category_N: Ints
     item_strings: list[str]
+    query_strings: list[str]
     item_texts: TextTable
     query_texts: TextTable
     pictures: Pictures
@@ -152,9 +158,11 @@ def load_shop(
     item_profiles = _profiles(profile_table, ids, asofs, queries)
     return Shop(
         item_ids=ids.to_pylist(),
+        category_N=np.unique([category or "" for category in categories], return_inverse=True)[1],
         item_strings=[
             f"{title} {(category or '').replace('>', ' ')}" for title, category in zip(titles, categories, strict=True)
         ],
+        query_strings=queries.texts,
         item_texts=retriever.item_texts(titles, categories),
         query_texts=retriever.query_texts(queries.texts),
         pictures=_pictures(retriever, features, ids),
@@ -202,6 +210,7 @@ def _examples(
         weight_M=weight_M / max(float(weight_M.mean()), 1e-12) if len(weight_M) else weight_M,
         hard_MK=_padded(table.column("hard_negatives"), _rows(_flat(table, "hard_negatives"), ids), -1),
         epoch_M=_rows(table.column("profile_asof"), asofs),
+        judged_M=table.column("action").is_null().to_numpy(),
         shoppers=_shoppers(table, ids, history_length),
     )
     return examples, dropped

@@ -6,6 +6,8 @@ Shapes: M examples, B rows of a batch, C candidates, K hard negatives, N items.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +16,7 @@ from numpy.typing import NDArray
 from mrse.training.data import Examples, Floats, Ints
 
 # Streams of random numbers, so that no two choices of a step are one.
-_ORDER, _SELF, _CATALOGUE, LOGGED, PSEUDO, MINED = range(6)
+_ORDER, _SELF, _CATALOGUE, LOGGED, PSEUDO, MINED, _JUDGED = range(7)
 
 
 @dataclass(frozen=True)
@@ -34,16 +36,30 @@ class Draw:
 
 class Sampler:
     """Batches of examples. Each batch is of one profile cut, so that no candidate shows a later profile than another
-    (an item could be told by how rich its profile is) and none shows the future."""
+    (an item could be told by how rich its profile is) and none shows the future.
 
-    def __init__(self, examples: Examples, items: int, batch_size: int, self_pairs: float, seed: int) -> None:
+    Judgments name many items for a query and no shopper: beside a log they would drown it. A pass takes every example
+    of the log, and of the judged ones so many that they keep to their share, others in each pass.
+
+    Attributes:
+        rate_M: in which share of the passes each example is drawn.
+    """
+
+    def __init__(
+        self, examples: Examples, items: int, batch_size: int, self_pairs: float, judged_share: float, seed: int
+    ) -> None:
         self._epoch_M = examples.epoch_M
         self._items = items
         self._self = min(items, round(batch_size * self_pairs)) if len(examples) else min(items, batch_size)
         self._real = max(1, batch_size - self._self)
         self._seed = seed
-        self._groups = [np.flatnonzero(examples.epoch_M == epoch) for epoch in np.unique(examples.epoch_M)]
-        self._per_pass = sum(-(-len(group) // self._real) for group in self._groups)
+        self._groups = list(_groups(examples, _judged_rate(examples.judged_M, judged_share)))
+        self.rate_M = np.zeros(len(examples))
+        for group in self._groups:
+            self.rate_M[group.rows] = group.taken / len(group.rows)
+        self._epochs = np.unique(examples.epoch_M)
+        taken = (sum(group.taken for group in self._groups if group.epoch == epoch) for epoch in self._epochs)
+        self._per_pass = sum(-(-count // self._real) for count in taken)
         self._pass = -1
         self._batches: list[Ints] = []
 
@@ -62,9 +78,38 @@ class Sampler:
     def _shuffled(self, number: int) -> list[Ints]:
         rng = np.random.default_rng([self._seed, _ORDER, number])
         batches = []
-        for group in self._groups:
-            batches += np.array_split(rng.permutation(group), -(-len(group) // self._real))
+        for epoch in self._epochs:
+            of_epoch = (group for group in self._groups if group.epoch == epoch)
+            rows = np.concatenate([rng.permutation(group.rows)[: group.taken] for group in of_epoch])
+            batches += np.array_split(rng.permutation(rows), -(-len(rows) // self._real))
         return [batches[place] for place in rng.permutation(len(batches))]
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Examples of one profile cut, all of them from the log or all judged; `taken` of them are drawn in each pass."""
+
+    epoch: int
+    rows: Ints
+    taken: int
+
+
+def _groups(examples: Examples, judged_rate: float) -> Iterator[_Group]:
+    for epoch in np.unique(examples.epoch_M):
+        for judged in (False, True):
+            rows = np.flatnonzero((examples.epoch_M == epoch) & (examples.judged_M == judged))
+            if len(rows):
+                yield _Group(int(epoch), rows, math.ceil(len(rows) * (judged_rate if judged else 1.0)))
+
+
+def _judged_rate(judged_M: NDArray[np.bool_], share: float) -> float:
+    """In which share of the passes a judged example may be drawn, so that they are at most `share` of a pass; 1 where
+    nothing else is known."""
+    judged = int(judged_M.sum())
+    logged = len(judged_M) - judged
+    if not logged or share == 1.0 or judged * (1.0 - share) <= share * logged:
+        return 1.0
+    return share * logged / ((1.0 - share) * judged)
 
 
 def catalogue_items(seed: int, step: int, items: int, count: int) -> Ints:
@@ -81,17 +126,17 @@ def pick_hard(hard_BK: Ints, count: int, seed: int, step: int, stream: int = LOG
     return picked
 
 
-def log_q(item_counts_N: Ints, items_C: Ints, real: int, self_made: int, drawn: int) -> Floats:
+def log_q(item_counts_N: NDArray[np.float64], items_C: Ints, real: int, self_made: int, drawn: int) -> Floats:
     """Log of how often each candidate is expected in a step's sample.
 
     A step holds `real` positives, drawn by how often an item is a positive, and `self_made` + `drawn` items drawn
     uniformly (mixed negative sampling, Yang et al. 2020).
 
     Args:
-        item_counts_N: how many examples each item is the positive of.
+        item_counts_N: how many examples of a pass each item is the positive of.
         items_C: candidates.
     """
-    by_log_C = item_counts_N[items_C] / max(1, int(item_counts_N.sum()))
+    by_log_C = item_counts_N[items_C] / max(1.0, float(item_counts_N.sum()))
     expected_C = real * by_log_C + (self_made + drawn) / len(item_counts_N)
     logs: Floats = np.log(np.maximum(expected_C, 1e-9)).astype(np.float32)
     return logs

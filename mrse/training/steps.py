@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mrse.config import TrainConfig
@@ -23,7 +24,7 @@ from mrse.model.inputs import concatenated
 from mrse.model.loss import hnst, mnsce
 from mrse.model.matryoshka import prefix
 from mrse.model.retriever import Retriever
-from mrse.training.augment import drop_modalities, hide_pieces, pseudo_query
+from mrse.training.augment import drop_modalities, hide_pieces, pseudo_query, shortened
 from mrse.training.chunks import in_chunks
 from mrse.training.data import Ints, Shop, Shoppers
 from mrse.training.distributed import ALONE, World
@@ -31,6 +32,7 @@ from mrse.training.mining import Mined, Miner
 from mrse.training.sampling import PSEUDO, Draw, Exclusions, Sampler, catalogue_items, log_q, pick_hard
 
 _BANK_BATCH = 512
+START_SAMPLE = 4096
 _ROWS = 64
 
 
@@ -90,8 +92,10 @@ class Steps:
         self.retriever = retriever
         self.model = retriever.model
         self.shop = shop
-        self.sampler = Sampler(shop.examples, len(shop.item_ids), config.batch_size, config.self_pairs, config.seed)
-        self._counts_N = np.bincount(shop.examples.item_M, minlength=len(shop.item_ids)).astype(np.int64)
+        shares = config.self_pairs, config.judged_share
+        self.sampler = Sampler(shop.examples, len(shop.item_ids), config.batch_size, *shares, config.seed)
+        rate_M: NDArray[np.float64] = self.sampler.rate_M
+        self._counts_N = np.bincount(shop.examples.item_M, rate_M, len(shop.item_ids)).astype(np.float64)
         same_text = _numbered(shop.item_strings)
         self._twins_by_text = Exclusions(shop.examples, same_text)
         # For a query from the logs a picture can tell two equal titles apart; for one made from the title it cannot.
@@ -114,6 +118,12 @@ class Steps:
                 gather(item_bank(self.model, shop.item_texts, shop.pictures, _BANK_BATCH, items)),
                 gather(query_bank(self.model, shop.query_texts, _BANK_BATCH, queries)),
             )
+
+    def start_fusion(self, banks: Banks) -> None:
+        """Start the fusion from what the experts say of a sample of the items, of which the category is the kind."""
+        rows = np.linspace(0, len(banks.items_NEH) - 1, START_SAMPLE).astype(np.int64)
+        kind_B = torch.from_numpy(self.shop.category_N[rows])
+        self.model.start_fusion(banks.items_NEH[torch.from_numpy(rows)].float(), kind_B)
 
     def mine(self, banks: Banks, step: int) -> Mined | None:
         """Hard negatives for the examples of the steps from `step` to the next refresh; None where mining is off."""
@@ -215,17 +225,22 @@ class Steps:
 
     def _encode(self, draw: Draw, step: int) -> Encoded:
         examples, config = self.shop.examples, self.config.model
-        queries, query_place = np.unique(examples.query_M[draw.example_rows], return_inverse=True)
         rng = np.random.default_rng([self.config.seed, PSEUDO, step])
-        made = self.retriever.query_texts(
-            [pseudo_query(split_words(self.shop.item_strings[item]), rng) for item in draw.self_items]
-        )
+        query_B = examples.query_M[draw.example_rows]
+        made = [pseudo_query(split_words(self.shop.item_strings[item]), rng) for item in draw.self_items]
+        vague_rows = self._made_vague(draw, rng)
+        made += [shortened(self.shop.query_strings[query], rng) for query in query_B[vague_rows]]
+        queries, query_place = np.unique(query_B, return_inverse=True)
         positives_P, target_B = np.unique(
             np.concatenate([examples.item_M[draw.example_rows], draw.self_items]), return_inverse=True
         )
-        asked = concatenated(self.shop.query_texts.batch(queries), made.batch(np.arange(len(made))))
-        # Rows of examples share the encoding of their query; every self-made pair has its own.
-        row_B = np.concatenate([query_place, len(queries) + np.arange(len(made))])
+        asked = self.shop.query_texts.batch(queries)
+        if made:
+            asked = concatenated(asked, self.retriever.query_texts(made).batch(np.arange(len(made))))
+        # Rows of examples share the encoding of their query; what is made for this step has its own.
+        place_X = len(queries) + np.arange(len(made))
+        query_place[vague_rows] = place_X[len(draw.self_items) :]
+        row_B = np.concatenate([query_place, place_X[: len(draw.self_items)]])
         asked = hide_pieces(asked, config.word_dropout)
         # Both sides under one roof: the weights are cast once.
         with self.precision():
@@ -234,6 +249,12 @@ class Steps:
             )
             positive_PEH = self._encode_items(positives_P)
         return Encoded(query_UEH[torch.from_numpy(row_B)], positive_PEH, positives_P, target_B)
+
+    def _made_vague(self, draw: Draw, rng: np.random.Generator) -> Ints:
+        """Rows whose shopper must tell what the query no longer does: a share of those with a history."""
+        share = self.config.vague_pairs if self.config.model.user_history else 0.0
+        known_B = (self.shop.examples.shoppers.item_ML[draw.example_rows] >= 0).any(axis=1)
+        return np.flatnonzero(known_B & (rng.random(len(draw.example_rows)) < share))
 
     def _encode_items(self, positives_P: Ints) -> Tensor:
         config = self.config.model

@@ -27,7 +27,7 @@ from mrse.training.checkpoint import Checkpoint
 from mrse.training.data import Shop, load_shop
 from mrse.training.distributed import ALONE, World
 from mrse.training.optimiser import Optimisers
-from mrse.training.steps import Banks, Steps
+from mrse.training.steps import START_SAMPLE, Banks, Steps
 from mrse.training.valid import check_collapse, evaluate
 
 Row = tuple[int, dict[str, float]]
@@ -36,7 +36,6 @@ Row = tuple[int, dict[str, float]]
 _SOURCES = (Path(__file__).parent, Path(towers.__file__).parent)
 # How a run is spread over processes: a killed run may go on with other numbers.
 _NO_PART_OF_A_RUN = {"processes", "process_timeout_seconds"}
-_START_SAMPLE = 4096
 _LOSS_EVERY = 10
 
 
@@ -103,7 +102,7 @@ def train(
     shop = load_shop(retriever, features, clean, profiles, config.relevant_grade, config.valid_requests)
     if len(shop.examples) == 0 and config.self_pairs == 0:
         raise TrainingFailed(f"{profiles / 'examples.parquet'}: no training example, and train.self_pairs is 0")
-    retriever.model.fit_shop(shop.item_texts, shop.pictures.sample(_START_SAMPLE))
+    retriever.model.fit_shop(shop.item_texts, shop.pictures.sample(START_SAMPLE))
     folder = None
     if cache_dir is not None:
         settings = config.model_dump_json(exclude=_NO_PART_OF_A_RUN)
@@ -216,8 +215,7 @@ class Run:
         if fuse_step % self.config.bank_refresh_steps == 0:
             banks = self._fresh(step)
             if fuse_step == 0:
-                sample = torch.linspace(0, len(banks.items_NEH) - 1, _START_SAMPLE).long()
-                self.model.start_fusion(banks.items_NEH[sample].float())
+                self.steps.start_fusion(banks)
                 self.world.copy_weights(self.model)
                 self._evaluate(step)
             banks.mined = self.steps.mine(banks, step)

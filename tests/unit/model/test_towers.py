@@ -4,8 +4,8 @@ from torch.nn import functional as F
 
 from mrse.config import ModelConfig
 from mrse.model.arrays import action_code, age_bucket
-from mrse.model.history import ItemHistory, Memory, ShopperHistory, TargetAttention
-from mrse.model.towers import Mrse
+from mrse.model.history import ItemHistory, Memory, ShopperHistory, TargetAttention, Taste
+from mrse.model.towers import Mrse, set_apart
 
 E, H = 3, 8
 SMALL = ModelConfig(dim=12, hidden=H, heads=2, layers=1, dropout=0.0)
@@ -46,6 +46,44 @@ def test_attention_is_its_formula():
             shares = torch.softmax(torch.stack(logits), dim=0)
             expected = sum(share * value for share, value in zip(shares, values, strict=True))
             assert torch.allclose(got[b, e], expected, atol=1e-5)
+
+
+def test_taste_is_its_formula():
+    taste = Taste(E, H)
+    torch.nn.init.normal_(taste.usual_EH)
+    memory, bias = unit(2, 4, E, H), torch.randn(2, 4, E, generator=torch.Generator().manual_seed(1))
+    known = torch.tensor([[True, True, False, True], [False, False, False, False]])
+    got = taste(memory, bias, known)
+    for e in range(E):
+        weight = bias[0, :, e].exp() * known[0]
+        expected = (weight[:, None] * (memory[0, :, e] - taste.usual_EH[e])).sum(dim=0) / (weight.sum() + 2.0)
+        assert torch.allclose(got[0, e], expected, atol=1e-6)
+    assert (got[1] == 0).all()
+
+
+def test_what_sets_things_apart_is_not_their_kind():
+    """Two axes tell kinds apart, a third tells colours: the map keeps the third alone."""
+    kind, colour = torch.arange(400) % 4, torch.linspace(-2.0, 2.0, 100).repeat_interleave(4)
+    things = torch.stack([(kind % 2).float(), (kind // 2).float(), colour, torch.zeros(400)], dim=1)
+    apart = set_apart(things, kind)
+    assert torch.allclose(apart, torch.diag(torch.tensor([0.0, 0.0, 1.0, 0.0])), atol=0.1)
+    assert set_apart(things, torch.zeros(400))[0, 0] > 0.9  # one kind: everything sets apart
+
+
+def test_taste_starts_from_what_things_have_beyond_their_kind():
+    """A shopper who took red shoes and asks for shirts is shown red ones first, and no shoes."""
+    kinds, colours = torch.eye(16)[:6], torch.eye(16)[6:11]
+    things = F.normalize(kinds[:, None] + colours, dim=2).flatten(0, 1)  # row 5 * kind + colour
+    towers = Mrse(SMALL.model_copy(update={"dim": 16 * E, "hidden": 16}), 50, 100, 4, 2).eval()
+    bank = things[:, None].repeat(1, E, 1)
+    towers.start_fusion(bank, torch.arange(6).repeat_interleave(5))
+    towers.query_tower.fusion.history.weight.data.view(16 * E, E, 2, 16)[:, :, 0] = 0.0  # not what fits the query
+    took = bank[[2, 7, 22, 27]][None]  # colour 2, of the kinds 0, 1, 4 and 5
+    shirts = kinds[2].repeat(1, E, 1)
+    vector = towers.fuse_queries(shirts, shopper(took, torch.ones(1, 4, dtype=torch.bool))).vector_BD
+    nothing = Memory(bank[:, None], torch.zeros(30, 1, dtype=torch.bool), weight_BM=torch.zeros(30, 1))
+    ranked = (vector @ towers.fuse_items(bank, nothing).vector_BD.T)[0].argsort(descending=True).tolist()
+    assert ranked[0] == 5 * 2 + 2 and set(ranked[:5]) == set(range(10, 15))
 
 
 def test_what_is_not_known_has_no_say():
@@ -118,7 +156,7 @@ def test_fusing_starts_from_what_aligning_learned():
     """Before the fusion has learned anything, its cosines are those of the experts together."""
     towers = Mrse(SMALL.model_copy(update={"dim": E * H}), 50, 100, 4, 2).eval()
     sample = unit(200, E, H)
-    towers.start_fusion(sample)
+    towers.start_fusion(sample, torch.arange(200) % 7)
     query, item = unit(5, E, H, seed=1), unit(7, E, H, seed=2)
     none = Memory(torch.zeros(5, 1, E, H), torch.zeros(5, 1, dtype=torch.bool), torch.zeros(5, 1, dtype=torch.long),
                   torch.zeros(5, 1, dtype=torch.long))  # fmt: skip
@@ -130,6 +168,6 @@ def test_fusing_starts_from_what_aligning_learned():
 
 def test_start_fills_up_when_the_vector_is_wider_than_the_experts():
     towers = Mrse(SMALL.model_copy(update={"dim": 40}), 50, 100, 4, 2)
-    towers.start_fusion(unit(60, E, H))
+    towers.start_fusion(unit(60, E, H), torch.zeros(60))
     assert towers.query_tower.fusion.own.weight.shape == (40, E * H)
     assert towers.query_tower.fusion.own.weight[E * H :].abs().max() == 0

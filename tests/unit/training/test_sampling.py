@@ -6,7 +6,7 @@ from mrse.training.data import Examples, Shoppers
 from mrse.training.sampling import Exclusions, Sampler, catalogue_items, log_q, pick_hard
 
 
-def examples(items, askers=None, epochs=None):
+def examples(items, askers=None, epochs=None, judged=None):
     count = len(items)
     none = np.full((count, 1), -1, dtype=np.int64)
     zeros = np.zeros(count, dtype=np.int64)
@@ -17,13 +17,16 @@ def examples(items, askers=None, epochs=None):
         weight_M=np.ones(count, dtype=np.float32),
         hard_MK=none,
         epoch_M=np.array(epochs if epochs is not None else zeros, dtype=np.int64),
+        judged_M=np.array(judged if judged is not None else zeros, dtype=bool),
         shoppers=Shoppers(none, none, none),
     )
 
 
 def test_a_pass_sees_each_example_once_in_batches_of_one_profile_cut():
     epochs = [-1] * 7 + [0] * 10 + [1] * 3
-    sampler = Sampler(examples(range(20), epochs=epochs), items=30, batch_size=8, self_pairs=0.25, seed=1)
+    sampler = Sampler(
+        examples(range(20), epochs=epochs), items=30, batch_size=8, self_pairs=0.25, judged_share=1.0, seed=1
+    )
     first = [sampler.draw(step) for step in range(5)]  # 2 + 2 + 1 batches of at most 6
     assert sorted(np.concatenate([draw.example_rows for draw in first]).tolist()) == list(range(20))
     for draw in first:
@@ -34,9 +37,25 @@ def test_a_pass_sees_each_example_once_in_batches_of_one_profile_cut():
     assert second != [draw.example_rows.tolist() for draw in first]
 
 
+def test_judged_examples_keep_to_their_share_and_take_turns():
+    judged = [False] * 30 + [True] * 90
+    epochs = [-1] * 10 + [0] * 20 + [0] * 90
+    sampler = Sampler(examples(range(120), epochs=epochs, judged=judged), 120, 10, 0.0, judged_share=0.25, seed=1)
+    assert sampler.rate_M.tolist() == pytest.approx([1.0] * 30 + [1 / 9] * 90)
+    passes = [[row for step in range(4 * n, 4 * n + 4) for row in sampler.draw(step).example_rows] for n in range(20)]
+    for rows in passes:  # 1 batch of the first cut, 3 of the second
+        assert len(set(rows)) == len(rows) == 40 and set(range(30)) <= set(rows)
+    assert len({row for rows in passes for row in rows}) > 100
+
+
+@pytest.mark.parametrize(("judged", "share"), [([True] * 6, 0.25), ([True] * 3 + [False] * 3, 0.5)])
+def test_judged_examples_are_all_drawn_without_a_log_or_within_their_share(judged, share):
+    assert (Sampler(examples(range(6), judged=judged), 6, 4, 0.0, share, seed=0).rate_M == 1.0).all()
+
+
 def test_a_draw_depends_on_seed_and_step_alone():
     def draw(seed, steps):
-        sampler = Sampler(examples(range(50)), 60, 16, 0.5, seed)
+        sampler = Sampler(examples(range(50)), 60, 16, 0.5, 1.0, seed)
         return [(d.example_rows.tolist(), d.self_items.tolist()) for d in map(sampler.draw, steps)]
 
     assert draw(3, [9, 2, 30]) == [draw(3, [step])[0] for step in (9, 2, 30)]
@@ -44,7 +63,7 @@ def test_a_draw_depends_on_seed_and_step_alone():
 
 
 def test_without_examples_all_pairs_are_made_from_titles():
-    draw = Sampler(examples([]), items=10, batch_size=32, self_pairs=0.5, seed=0).draw(0)
+    draw = Sampler(examples([]), items=10, batch_size=32, self_pairs=0.5, judged_share=1.0, seed=0).draw(0)
     assert len(draw.example_rows) == 0 and sorted(draw.self_items.tolist()) == list(range(10))
 
 
