@@ -101,7 +101,8 @@ class ValidateConfig(Section):
 class ProfilesConfig(Section):
     """How histories, item profiles, training examples and the time split are made (`build_profiles`)."""
 
-    history_length: Positive = 20
+    history_length: Positive = 20  # the newest engagements of any kind
+    long_history: NonNegative = 10  # beside those, the newest of the older carts and orders; 0: none
     item_queries: Positive = 8
     co_items: Positive = 10
     co_window: Positive = 50  # an item pairs with so many that the shopper engaged with just before it
