@@ -220,11 +220,14 @@ WITH moments AS (
 ranked AS (
     SELECT m.user_id, m.ts AS moment, e.item_id, e.action, e.ts, e.session_id,
         row_number() OVER (PARTITION BY m.user_id, m.ts ORDER BY e.ts DESC, e.item_id, e.session_id) AS place
-    FROM moments m JOIN made e ON m.user_id = e.user_id AND e.ts < m.ts AND e.until >= m.ts
-    QUALIFY place <= {history_length})
+    FROM moments m JOIN made e ON m.user_id = e.user_id AND e.ts < m.ts AND e.until >= m.ts),
+kept AS (
+    SELECT *, place <= {history_length} AS recent, action <> 'click' AS strong FROM ranked
+    QUALIFY recent OR strong
+        AND row_number() OVER (PARTITION BY user_id, moment, recent, strong ORDER BY place) <= {long_history})
 SELECT user_id, moment, list(item_id ORDER BY place) AS hist_items, list(action ORDER BY place) AS hist_actions,
     list(ts ORDER BY place) AS hist_times
-FROM ranked GROUP BY 1, 2;
+FROM kept GROUP BY 1, 2;
 
 COPY (
     SELECT user_id, coalesce(hist_items, []) AS hist_items, coalesce(hist_actions, []) AS hist_actions,
@@ -463,7 +466,9 @@ def _pandas_past(engaged: pd.DataFrame, groups: pd.DataFrame, split: Split) -> p
     pairs = pairs.sort_values(
         ["user_id", "moment", "ts", "item_id", "session_id"], ascending=[True, True, False, True, True]
     )
-    pairs = pairs.groupby(["user_id", "moment"]).head(CONFIG.history_length)
+    recent = pairs.groupby(["user_id", "moment"]).cumcount() < CONFIG.history_length
+    older = pairs[~recent & (pairs["rank"] > 1)].groupby(["user_id", "moment"]).head(CONFIG.long_history)
+    pairs = pd.concat([pairs[recent], older])
     pairs["action"] = pairs["rank"].map(NAMES)
     lists = pairs.groupby(["user_id", "moment"]).agg(
         hist_items=("item_id", list), hist_actions=("action", list), hist_times=("ts", list)

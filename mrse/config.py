@@ -101,7 +101,8 @@ class ValidateConfig(Section):
 class ProfilesConfig(Section):
     """How histories, item profiles, training examples and the time split are made (`build_profiles`)."""
 
-    history_length: Positive = 20
+    history_length: Positive = 20  # the newest engagements of any kind
+    long_history: NonNegative = 10  # beside those, the newest of the older carts and orders; 0: none
     item_queries: Positive = 8
     co_items: Positive = 10
     co_window: Positive = 50  # an item pairs with so many that the shopper engaged with just before it
@@ -216,9 +217,10 @@ class ModelConfig(Section):
     title_length: Positive = 32
     experts: ExpertsConfig = ExpertsConfig()
     user_history: bool = True
-    # Most items read of a shopper's history, its newest, in training and after; more than build_profiles keeps changes
-    # nothing.
-    history_length: Positive = 20
+    # Most items read of a shopper's history, its newest, in training and after. build_profiles keeps at most
+    # history_length + long_history: more than that changes nothing, and at its history_length nothing of the long part,
+    # which is older, is read.
+    history_length: Positive = 30
     item_history: bool = True
     preferences: bool = True
     images: bool = True
@@ -470,6 +472,7 @@ ABLATIONS: dict[str, dict[str, dict[str, Any]]] = {
         "no_user_history": {"model.user_history": False},
         "history_5": {"model.history_length": 5},
         "history_10": {"model.history_length": 10},
+        "no_long_history": {"model.history_length": 20},  # build_profiles.history_length
         "no_item_history": {"model.item_history": False},
         "no_preferences": {"model.preferences": False},
         "no_images": {"model.images": False},

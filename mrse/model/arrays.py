@@ -171,7 +171,10 @@ class EncodedCatalogue:
 
 @dataclass(frozen=True)
 class History:
-    """What a shopper engaged with, newest first; three lists of one length."""
+    """What a shopper engaged with, newest first; three lists of one length.
+
+    Cut as `build_profiles` cuts it: the newest of any action, then older carts and orders.
+    """
 
     item_ids: list[str] = field(default_factory=list)
     actions: list[str] = field(default_factory=list)
@@ -311,7 +314,9 @@ def action_code(action: str) -> int:
 
 
 def age_bucket(hours: float) -> int:
-    """The age's embedding row: one per doubling of hours, 0 below one hour.
+    """The age's embedding row: one per doubling of hours, 0 below one hour, the last from 341 days on.
+
+    Old ages are told apart coarsely: one, two and four weeks, but not two and three.
 
     >>> [age_bucket(h) for h in (0.0, 1.0, 24.0, 10_000.0)]
     [0, 1, 4, 13]

@@ -57,7 +57,7 @@ def build_profiles(clean: Path, out: Path, config: ProfilesConfig) -> dict[str, 
         labels = read_labels(engine, log, split)
         report = _report(engine, read, grades.num_rows, log, labels, judged, split, config)
         _require_examples(clean, report)
-        histories = read_histories(engine, log, _moments(log, labels, split), split.end, config.history_length)
+        histories = read_histories(engine, log, _moments(log, labels, split), split.end, config)
         has_events = bool(files)
         outputs = {
             "users": (_users(engine, log, histories, split), tables.USERS),

@@ -30,6 +30,7 @@ Engagement = Literal["click", "add_to_cart", "order"]
 
 # Weakest first: an action's rank is its place here, from 1.
 ENGAGEMENTS: tuple[Engagement, ...] = ("click", "add_to_cart", "order")
+STRONG = ENGAGEMENTS[1:]  # remembered over a long horizon
 NAIVE = ibis.dtype("timestamp(6)")
 _PART_EVENTS = 2_000_000
 _SPAN_EVENTS = 1_000_000  # histories are laid out for a span at a time

@@ -132,6 +132,12 @@ def test_the_ready_ablations_stand_in_params_yaml_as_they_are() -> None:
     assert config.load(ROOT / "params.yaml").ablate.variants == config.ABLATIONS
 
 
+def test_the_model_reads_all_of_a_history_and_without_the_long_part_what_is_newest() -> None:
+    profiles, changes = config.ProfilesConfig(), config.ABLATIONS["inputs"]["no_long_history"]
+    assert config.ModelConfig().history_length == profiles.history_length + profiles.long_history
+    assert changes == {"model.history_length": profiles.history_length}
+
+
 @pytest.mark.parametrize(
     ("variants", "says"),
     [

@@ -76,7 +76,7 @@ def test_queries_of_known_shoppers(fresh, queries, bank):
 
 def test_a_long_history_is_cut_as_the_model_cuts_it(fresh, queries, bank):
     long = History(bank.item_ids[:50], ["click"] * 50, [float(place) for place in range(50)])
-    cut = History(long.item_ids[:20], long.actions[:20], long.ages_hours[:20])
+    cut = History(long.item_ids[:30], long.actions[:30], long.ages_hours[:30])
     assert np.array_equal(queries.encode(["shirt"], [long], bank), queries.encode(["shirt"], [cut], bank))
     assert np.abs(queries.encode(["shirt"], [long], bank) - fresh.encode_queries(["shirt"], [long], bank)).max() < CLOSE
 

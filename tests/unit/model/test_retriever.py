@@ -10,7 +10,7 @@ from mrse.data import contract
 from mrse.errors import ConfigError, DataError
 from mrse.features.text import Tokenizer
 from mrse.jsonfile import read_json, write_json
-from mrse.model.arrays import History, HistoryBank
+from mrse.model.arrays import History, HistoryBank, action_code, age_bucket
 from mrse.model.retriever import Retriever, load_catalogue
 from tests import tiny_shop
 
@@ -95,16 +95,30 @@ def test_histories_move_queries_and_unknown_items_are_skipped(fresh, bank):
 
 def test_no_more_of_a_history_is_read_than_in_training(fresh, bank):
     """The newest `history_length` items, sold or not, as training cuts them."""
-    newest = history(bank, *range(20))
-    longer = history(bank, *range(20), *range(60, 90))
-    assert fresh.model.config.history_length == 20
-    assert fresh.shopper_memory([longer], bank).known_BM.shape == (1, 20)
+    newest = history(bank, *range(30))
+    longer = history(bank, *range(30), *range(60, 90))
+    assert fresh.model.config.history_length == 30
+    assert fresh.shopper_memory([longer], bank).known_BM.shape == (1, 30)
     cut, whole = (fresh.encode_queries(["shirt"], [known], bank) for known in (newest, longer))
     assert np.array_equal(cut, whole)
-    shorter = fresh.encode_queries(["shirt"], [history(bank, *range(19))], bank)
+    shorter = fresh.encode_queries(["shirt"], [history(bank, *range(29))], bank)
     assert not np.allclose(cut, shorter, atol=1e-6)
     gone = History(["gone", *longer.item_ids], ["click", *longer.actions], [0.0, *longer.ages_hours])
     assert np.allclose(fresh.encode_queries(["shirt"], [gone], bank), shorter, atol=1e-6)
+
+
+def test_an_order_older_than_many_clicks_is_read(package, fresh, bank):
+    """It stands behind them, as `build_profiles` keeps it; the ablation `no_long_history` reads up to there."""
+    clicks = history(bank, *range(20))
+    order = History([*clicks.item_ids, bank.item_ids[50]], [*clicks.actions, "order"], [*clicks.ages_hours, 336.0])
+    memory = fresh.shopper_memory([order], bank)
+    assert memory.known_BM.tolist() == [[True] * 21]
+    assert (memory.action_BM[0, 20], memory.age_BM[0, 20]) == (action_code("order"), age_bucket(336.0))
+    long, newest = (fresh.encode_queries(["shirt"], [known], bank) for known in (order, clicks))
+    assert not np.allclose(long, newest, atol=1e-6)
+    short = Retriever.load(package)
+    short.model.config = short.model.config.model_copy(update={"history_length": 20})
+    assert np.array_equal(short.encode_queries(["shirt"], [order], bank), newest)
 
 
 def test_a_history_without_a_bank_is_nobody(fresh, bank):

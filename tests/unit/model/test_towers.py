@@ -125,6 +125,7 @@ def test_a_history_without_its_parts_is_refused():
 def test_codes():
     assert [action_code(a) for a in ("click", "add_to_cart", "order", "wish")] == [1, 2, 3, 0]
     assert [age_bucket(h) for h in (-5.0, 0.5, 1.0, 23.0, 1e9)] == [0, 0, 1, 4, 13]
+    assert [age_bucket(7 * 24.0 * weeks) for weeks in (1, 2, 4, 8, 16, 32)] == [7, 8, 9, 10, 11, 12]
 
 
 def test_preferences_sum_to_one_and_follow_query_and_history():

@@ -73,7 +73,7 @@ class Naive:
         self.grades = {(g["query"], g["item_id"]): g["grade"] for g in grades if g["item_id"] in self.items}
 
     def history(self, user, at):
-        """Strongest action per (session, item) before `at`, newest first."""
+        """Strongest action per (session, item) before `at`, newest first: the newest, then carts and orders."""
         best = {}
         for e in self.known:
             if user is None or e.get("user_id") != user or e["event_time"] >= at or RANK[e["action"]] == 0:
@@ -82,7 +82,8 @@ class Naive:
             best[key] = min(best.get(key, found), found)
         found = [(time, item, session, ACTION[-rank]) for (session, item), (rank, time) in best.items()]
         found.sort(key=lambda entry: (-entry[0].timestamp(), entry[1], entry[2]))
-        found = found[: self.config.history_length]
+        recent, older = found[: self.config.history_length], found[self.config.history_length :]
+        found = recent + [entry for entry in older if entry[3] != "click"][: self.config.long_history]
         return [item for _, item, _, _ in found], [action for *_, action in found], [time for time, *_ in found]
 
     def split(self, at):

@@ -153,6 +153,42 @@ def test_a_click_counts_until_the_order_that_outdoes_it(four_shoppers) -> None:
     }
 
 
+CLICKS = [event(day, f"s{day}", "boots", item, "click") for day, item in ((2, "b"), (3, "c"), (4, "d"))]
+
+
+@pytest.mark.parametrize(
+    ("old", "long_history", "older"),
+    [
+        ([(0.5, "x", "a", "order")], 0, []),
+        ([(0.5, "x", "a", "order")], 1, [("a", "order", 0.5)]),
+        ([(0.5, "x", "a", "click")], 1, []),
+        ([(0.5, "x", "a", "add_to_cart"), (0.75, "y", "a", "add_to_cart")], 1, [("a", "add_to_cart", 0.75)]),
+        # at one instant: by item
+        ([(0.5, "x", "e", "order"), (0.5, "x", "a", "order")], 1, [("a", "order", 0.5)]),
+        # outdone before the session: once, as an order; by an event at its start or later: still in the cart
+        ([(0.5, "x", "a", "add_to_cart"), (1, "x", "a", "order")], 2, [("a", "order", 1)]),
+        ([(0.5, "x", "a", "add_to_cart"), (5, "x", "a", "order")], 2, [("a", "add_to_cart", 0.5)]),
+        ([(0.5, "x", "a", "add_to_cart"), (5.2, "x", "a", "order")], 2, [("a", "add_to_cart", 0.5)]),
+    ],
+)
+def test_old_carts_and_orders_outlive_newer_clicks(tmp_path: Path, old, long_history: int, older) -> None:
+    """Three clicks later, of which a history of two keeps two; a request at the start of day 5."""
+    config = CONFIG.model_copy(update={"history_length": 2, "long_history": long_history})
+    log = [event(day, session, "boots", item, action) for day, session, item, action in old]
+    got, _ = build(tmp_path, [*log, *CLICKS, event(5, "now", "boots", "e", "click")], config=config)
+    (row,) = (row for row in got["requests"] if row["relevant"] == ["e"])
+    wanted = [("d", "click", 4), ("c", "click", 3), *older]
+    assert list(zip(row["hist_items"], row["hist_actions"], strict=True)) == [entry[:2] for entry in wanted]
+    assert row["hist_ages"] == [pytest.approx((5 - day) * 24) for *_, day in wanted]
+
+
+def test_a_cart_among_the_newest_is_not_told_twice(tmp_path: Path) -> None:
+    log = [event(1, "s1", "boots", "a", "order"), event(2, "s2", "boots", "b", "add_to_cart"), *CLICKS[1:]]
+    got, _ = build(tmp_path, log, config=CONFIG.model_copy(update={"history_length": 3, "long_history": 5}))
+    assert got["users"][0]["hist_items"] == ["d", "c", "b", "a"]
+    assert got["users"][0]["hist_actions"] == ["click", "click", "add_to_cart", "order"]
+
+
 def test_requests_hold_what_was_shown_and_frozen_profiles(four_shoppers) -> None:
     valid, *test = sorted(four_shoppers["requests"], key=lambda row: row["event_time"])
     assert (valid["split"], valid["user_id"], valid["hist_items"]) == ("valid", None, [])

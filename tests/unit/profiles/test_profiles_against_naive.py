@@ -22,6 +22,7 @@ CONFIG = {
     "valid_days": 1,
     "test_days": 1,
     "history_length": 3,
+    "long_history": 2,
     "item_queries": 2,
     "co_items": 3,
     "co_window": 2,
@@ -119,10 +120,14 @@ def assert_items(got, want: Naive, config: ProfilesConfig) -> None:
     size=st.sampled_from([0, 60, 250]),
     judged=st.sampled_from([0, 5, 40]),
     longer=st.booleans(),
+    long_history=st.sampled_from([0, 1, 4]),
 )
-def test_random_shops(tmp_path_factory, seed: int, days: int, size: int, judged: int, longer: bool) -> None:
+def test_random_shops(
+    tmp_path_factory, seed: int, days: int, size: int, judged: int, longer: bool, long_history: int
+) -> None:
     events, grades = random_shop(random.Random(seed), days, size, judged)
-    config = ProfilesConfig(**CONFIG | ({"history_length": 1, "co_window": 1} if not longer else {}))
+    shorter = {} if longer else {"history_length": 1, "co_window": 1}
+    config = ProfilesConfig(**CONFIG | shorter | {"long_history": long_history})
     assert_same(tmp_path_factory.mktemp("shop"), days, events, grades, config)
 
 
@@ -156,10 +161,30 @@ def _noted(function, notes: list):
     return noting
 
 
-def test_a_crowded_shop_crosses_the_blocks_of_histories_and_pairs(tmp_path: Path) -> None:
-    """One shopper with hundreds of engagements: several blocks of 3N entries, and sessions that overlap."""
+@pytest.mark.parametrize("long_history", [0, 3])
+def test_a_crowded_shop_crosses_the_blocks_of_histories_and_pairs(tmp_path: Path, long_history: int) -> None:
+    """One shopper with hundreds of engagements: several blocks of entries, of any action and strong alone, and sessions
+    that overlap."""
     rng = random.Random(5)
     events, grades = random_shop(rng, 6, 700, 20)
     for event in events:
         event["user_id"] = "ann"
-    assert_same(tmp_path, 6, events, grades, ProfilesConfig(**CONFIG | {"history_length": 2, "co_window": 3}))
+    lengths = {"history_length": 2, "long_history": long_history, "co_window": 3}
+    assert_same(tmp_path, 6, events, grades, ProfilesConfig(**CONFIG | lengths))
+
+
+def test_blocks_are_large_enough_where_every_action_is_outdone(tmp_path: Path) -> None:
+    """Click, cart and order in each session: of three entries (of two strong ones) one holds afterwards."""
+    events = [
+        {
+            "event_time": START + timedelta(hours=3 * session + step),
+            "session_id": f"s{session:02d}",
+            "user_id": "ann",
+            "query": "boots",
+            "item_id": ITEMS[session % len(ITEMS)],
+            "action": action,
+        }
+        for session in range(48)
+        for step, action in enumerate(("click", "add_to_cart", "order"))
+    ]
+    assert_same(tmp_path, 6, events, [], ProfilesConfig(**CONFIG | {"history_length": 2, "long_history": 3}))

@@ -51,7 +51,7 @@ def test_every_expression_compiles_for_spark(monkeypatch: pytest.MonkeyPatch) ->
     assert len(log.spans) == 3
     judged = read_judged(engine, grades, log.items, config)
     labels = read_labels(engine, log, split)
-    past = read_histories(engine, log, build._moments(log, labels, split), split.end, config.history_length)
+    past = read_histories(engine, log, build._moments(log, labels, split), split.end, config)
     outputs = [
         *build._users(engine, log, past, split),
         *item_profiles(engine, log, split, config),
