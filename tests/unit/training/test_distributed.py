@@ -58,7 +58,7 @@ def one_step(tiny, case, world, banks=None):
     phase, changes = CASES[case]
     _, _, steps = made(tiny, tiny_shop.config(**changes), world)
     refreshed = steps.refresh()
-    banks = refreshed if banks is None else Banks.of(banks)
+    banks = refreshed if banks is None else Banks.of(banks, steps.model.device)
     banks.mined = steps.mine(banks, STEP)
 
     def loss():
