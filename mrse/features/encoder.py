@@ -76,8 +76,8 @@ class ImageEncoder:
         frozen: Any = model  # its annotations hide `to` and `config`
         self._model = frozen.to(self._device, torch.float32).eval().requires_grad_(False)
         self._preprocessing = preprocessing
-        self._scale_C11 = torch.tensor(preprocessing.scale, device=self._device)[:, None, None]
-        self._shift_C11 = torch.tensor(preprocessing.shift, device=self._device)[:, None, None]
+        self._scale_C11 = torch.tensor(preprocessing.scale)[:, None, None].to(device)
+        self._shift_C11 = torch.tensor(preprocessing.shift)[:, None, None].to(device)
         self.tokens = tokens
         self._palette_FC = palette(colour_levels).to(self._device) if colour_levels else None
         self._colour_levels = colour_levels

@@ -193,12 +193,13 @@ def _train(
     optimiser = torch.optim.AdamW(weights, lr=config.learning_rate, weight_decay=_WEIGHT_DECAY, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, config.pretrain_steps))
     generator = torch.Generator().manual_seed(seed)
-    bfloat16 = device.type != "cpu" and fast_at_bfloat16(device)
+    bfloat16 = device.type == "cuda" and fast_at_bfloat16(device)
     batches = _batches(len(pixels_PSSC), config.pretrain_batch, config.pretrain_steps, seed)
     for rows_B in track(batches, "pre-training the image encoder", total=config.pretrain_steps, unit="step"):
         values_BCSS = torch.from_numpy(pixels_PSSC[rows_B]).to(device).permute(0, 3, 1, 2) / 127.5 - 1
+        shown_BCSS = augment(values_BCSS, generator)
         with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-            hidden_BLV = vit(pixel_values=augment(values_BCSS, generator)).last_hidden_state.float()
+            hidden_BLV = vit(pixel_values=shown_BCSS).last_hidden_state.float()
         picture_BV = torch.cat([hidden_BLV[:, 0], hidden_BLV[:, 1:].mean(dim=1)], dim=1)
         losses = [
             weight * matcher(picture_BV, *text.take(rows_B))
