@@ -27,6 +27,7 @@ import numpy as np
 from benchmarks import peer
 from mrse.config import Params, load
 from mrse.data.contract import read_items
+from mrse.device import pick
 from mrse.evaluation import gate
 from mrse.evaluation.ablation import Run, Runner, pooled
 from mrse.evaluation.bootstrap import Floats, Lift, Pair, paired_lifts
@@ -163,7 +164,7 @@ def _trained(
             steps=round(share * (config.align_steps + config.fuse_steps)),
             batch_size=config.batch_size,
             learning_rate=rate,
-            bfloat16=use_bfloat16(config.precision),
+            bfloat16=use_bfloat16(config.precision, pick(config.device)),
             no_duplicates=True,
             seed=seed,
         ).train()

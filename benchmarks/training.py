@@ -11,6 +11,9 @@ alone: no pictures, no histories, no preferences. Each step of all three takes `
 weighed as the default run is: its align and fuse steps, and the refreshes of the bank among them. Wall time, medians
 over rounds in which the contenders take turns; ratios are taken within a round.
 
+All run on a GPU where torch finds one. There the share of what the GPU can do is told as well: the matrix products of a
+step (`torch.utils.flop_counter`) over the rate of one large product in the same precision.
+
     pip install --constraint constraints.txt -e '.[train,bench]'
 """
 
@@ -35,9 +38,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import transformers
+from torch.utils.flop_counter import FlopCounterMode
 
 from mrse.config import TrainConfig
 from mrse.data import contract
+from mrse.device import pick
 from mrse.features.encoder import ImageEncoder
 from mrse.features.preprocess import Preprocessing
 from mrse.features.subword import SubwordHasher
@@ -128,9 +133,10 @@ class Ours:
         self.config = TrainConfig.model_validate({"model": model, "precision": precision})
         torch.manual_seed(0)
         retriever = Retriever.create(self.config.model, folder / "features")
+        self.device = pick("auto")
         shop = _load(folder, self.config, retriever)
         retriever.model.fit_shop(shop.item_texts, shop.pictures.sample(1000))
-        self._steps = Steps(self.config, retriever, shop)
+        self._steps = Steps(self.config, retriever.to(self.device), shop)
         self._optimisers = Optimisers(self.config, retriever.model)
         self._banks = self._steps.refresh()
         retriever.model.train()
@@ -156,6 +162,10 @@ class Ours:
         total = align * config.align_steps + fuse * config.fuse_steps + refresh * refreshes
         mean = total / (config.align_steps + config.fuse_steps)
         return {"align": align, "fuse": fuse, "refresh": refresh, "mean": mean}
+
+    def flops_per_step(self) -> dict[str, int]:
+        """Floating-point operations in the matrix products of a step of each phase, forwards and backwards."""
+        return {"align": _flops(self.align), "fuse": _flops(self.fuse)}
 
 
 class Peer:
@@ -221,7 +231,9 @@ def throughput(folder: Path, precision: str, steps: int, rounds: int) -> dict[st
         for name, values in per_second.items()
         if name != "sentence_transformers"
     }
-    return {
+    device = pick("auto")
+    on_gpu = {"gpu": gpu_shares(contenders, found, precision, device)} if device.type == "cuda" else {}
+    return on_gpu | {
         "examples_per_s": {name: round(float(np.median(values))) for name, values in per_second.items()},
         "over_the_peer": {name: round(float(np.median(values)), 2) for name, values in over_peer.items()},
         "over_the_peer_by_round": {name: [round(v, 2) for v in values] for name, values in over_peer.items()},
@@ -230,6 +242,33 @@ def throughput(folder: Path, precision: str, steps: int, rounds: int) -> dict[st
             for name in contenders
         },
     }
+
+
+def gpu_shares(
+    contenders: dict[str, Any], found: list[dict[str, dict[str, float]]], precision: str, device: torch.device
+) -> dict[str, Any]:
+    """The peak rate of products in a precision, and which share of it each phase of our models reaches."""
+    peak = peak_flops(torch.bfloat16 if precision == "bfloat16" else torch.float32, device)
+    reached: dict[str, Any] = {}
+    for name, contender in contenders.items():
+        if isinstance(contender, Ours):
+            reached[name] = {
+                phase: round(flops / float(np.median([seconds[name][phase] for seconds in found])) / peak, 4)
+                for phase, flops in contender.flops_per_step().items()
+            }
+    return {"name": torch.cuda.get_device_name(device), "peak_tflops": round(peak / 1e12, 1), "share_of_peak": reached}
+
+
+def peak_flops(dtype: torch.dtype, device: torch.device, side: int = 8192) -> float:
+    """Floating-point operations per second of one large matrix product."""
+    square = torch.ones(side, side, dtype=dtype, device=device)
+    return 2 * side**3 / _seconds(lambda: square @ square, 10)
+
+
+def _flops(work: Callable[[], object]) -> int:
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return int(counter.get_total_flops())
 
 
 def shares(ours: Ours, steps: int) -> dict[str, dict[str, float]]:
@@ -298,13 +337,20 @@ def _gib(kib: float) -> float:
 
 
 def _seconds(work: Callable[[], object], times: int, warm: int = _WARM) -> float:
-    """Wall seconds of one call."""
+    """Wall seconds of one call, to its end on a GPU too."""
     for _ in range(warm):
         work()
+    _wait()
     started = time.perf_counter()
     for _ in range(times):
         work()
+    _wait()
     return (time.perf_counter() - started) / times
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def _load(folder: Path, config: TrainConfig, retriever: Retriever) -> Any:

@@ -23,6 +23,8 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0.0)]
+# auto: a GPU where torch finds one, else the CPU. What a stage writes fits any device; its numbers differ in last bits.
+Device = Literal["auto", "cpu", "cuda"]
 MemorySize = Annotated[str, Field(pattern=r"^[1-9]\d*(\.\d+)?\s?([KMGT]i?B)$")]
 
 
@@ -173,6 +175,7 @@ class FeaturesConfig(Section):
     """Tokeniser, subword vectors and image features (`build_features`)."""
 
     seed: int = 0
+    device: Device = "auto"  # for the image encoder
     # The least is the special tokens and the 256 bytes.
     vocab_size: Annotated[int, Field(ge=300)] = 6000
     # A Hugging Face text encoder by name or folder: its tokeniser is used here, its weights by `train`.
@@ -306,7 +309,12 @@ class TrainConfig(Section):
     bank_refresh_steps: Positive = 200
     eval_every: Positive = 200
     checkpoint_every: Positive = 200
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # of the experts while training; auto: by CPU
+    device: Device = "auto"
+    # Of the experts and the fusion while training; auto: bfloat16 where the device is fast at it.
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    compile: bool = (
+        False  # torch.compile of the transformer layers; the numbers are those of the plain run, up to rounding
+    )
     clip: PositiveFloat = 1.0  # largest norm of the gradient
     expert_learning_rate_share: Share = 0.3  # of learning_rate, for the experts while the fusion is trained
     # Of the experts' rate, for a given text encoder (`build_features.text_encoder`): what it knows must not be lost.
@@ -347,6 +355,7 @@ class GateConfig(Section):
     primary: Literal["recall", "rele", "ndcg", "mrr", "hit"] = "recall"
     k: Positive = 50
     requests: Literal["auto", "events", "judgments"] = "auto"
+    device: Device = "auto"  # for embedding, of both models the same
     relevant_grade: Share = 0.7
     delta: Annotated[float, Field(ge=0.0)] = 0.005
     alpha: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.05
@@ -392,6 +401,7 @@ class IndexConfig(Section):
     build: dict[str, Positive] = INDEX_PARAMETERS["HNSW"]["build"]
     search: dict[str, Positive] = INDEX_PARAMETERS["HNSW"]["search"]
     batch_size: Positive = 2000
+    device: Device = "auto"  # for embedding
     verify: VerifyConfig = VerifyConfig()
 
     @model_validator(mode="before")

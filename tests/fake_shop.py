@@ -19,6 +19,7 @@ from unittest import mock
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 
 from mrse import config, tracking
 from mrse.data.contract import SnapshotMeta, fingerprint, write_meta, write_parquet
@@ -49,6 +50,9 @@ class FakeRetriever:
     @classmethod
     def load(cls, folder: Path) -> FakeRetriever:
         return cls(json.loads((folder / "config.json").read_text())["seed"], package_fingerprint(folder))
+
+    def to(self, device: torch.device) -> FakeRetriever:
+        return self
 
     def encode_catalogue(self, catalogue: Catalogue) -> EncodedCatalogue:
         vectors = self._texts(catalogue.titles)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mrse import component, tracking
 from mrse.config import Params
+from mrse.device import pick
 from mrse.jsonfile import write_json
 from mrse.training import checkpoint, distributed
 from mrse.training.lineage import lineage
@@ -27,7 +28,7 @@ def body(params: Params, workspace: Path) -> str:
         distributed.start(processes, "components.train", "--workspace", str(workspace))
         return f"{processes} processes are done"
     services = params.services.under(workspace)
-    with distributed.joined(params.train.process_timeout_seconds) as world:
+    with distributed.joined(params.train.process_timeout_seconds, pick(params.train.device)) as world:
         report = train(
             params.train,
             features=workspace / "data/features",

@@ -24,6 +24,7 @@ import pyarrow as pa
 
 from mrse.config import DataChange, GateConfig, Params, TrainConfig
 from mrse.data.contract import write_parquet
+from mrse.device import pick
 from mrse.errors import DataError, TrainingFailed
 from mrse.evaluation import gate, metrics, ranking, scoring, window
 from mrse.evaluation.bootstrap import Floats, Lift, Pair, paired_lifts
@@ -190,7 +191,8 @@ class Runner:
         """A run and the folder that belongs to its configuration, data and code."""
         config = variant.train.model_copy(update={"seed": seed})
         gate = self._gate.model_dump(mode="json", include={"k", "relevant_grade", "max_requests"})
-        said = [config.model_dump(mode="json"), variant.data.model_dump(mode="json"), gate, self._given]
+        trained = config.model_dump(mode="json", exclude=training.NO_PART_OF_A_RUN)
+        said = [trained, variant.data.model_dump(mode="json"), gate, self._given]
         key = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:12]
         return Run(variant, config, self._out / "runs" / f"{variant.name}.seed{seed}.{key}")
 
@@ -238,7 +240,8 @@ class Runner:
 
     def _score(self, run: Run, package: Path) -> dict[Source, Result]:
         asof = self.inputs.window.asof
-        embedded = Embedded(run.variant.name, Retriever.load(package), self._workspace, self._cache, asof)
+        retriever = Retriever.load(package).to(pick(run.config.device))
+        embedded = Embedded(run.variant.name, retriever, self._workspace, self._cache, asof)
         return {source: embedded.score(asked, self._gate.k) for source, asked in self.inputs.sources.items()}
 
 

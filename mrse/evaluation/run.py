@@ -21,6 +21,7 @@ import pyarrow as pa
 
 from mrse.config import GateConfig, Params
 from mrse.data.contract import write_parquet
+from mrse.device import pick
 from mrse.evaluation import gate
 from mrse.evaluation.bootstrap import Lift, Pair, mean_intervals, paired_lifts
 from mrse.evaluation.champion import Champion, find_champion, scratch
@@ -95,6 +96,7 @@ def _score(config: GateConfig, inputs: Inputs, champion: Champion, workspace: Pa
     models = {CHALLENGER: Retriever.load(workspace / "models/challenger"), CHAMPION: champion.retriever}
     for name, retriever in models.items():
         if retriever is not None:
+            retriever = retriever.to(pick(config.device))
             embedded = Embedded(_CALLED[name], retriever, workspace, cache, inputs.window.asof)
             results[name] = {source: embedded.score(requests, config.k) for source, requests in asked.items()}
     for source, requests in asked.items():

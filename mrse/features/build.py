@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from mrse.config import FeaturesConfig
 from mrse.data.contract import read_items, read_meta, write_parquet
 from mrse.data.images import ImageProblem, ImageStore, decode
+from mrse.device import pick
 from mrse.errors import DataError
 from mrse.features.encoder import ImageEncoder
 from mrse.features.images import MAX_PIXELS, THREADS, image_features
@@ -55,7 +56,7 @@ def build_features(
         What `features.json` holds.
 
     Raises:
-        ConfigError: a named encoder cannot be loaded or does not fit.
+        ConfigError: a named encoder cannot be loaded or does not fit, or the device is not there.
         DataError: a table or the place of the pictures cannot be read.
     """
     items = read_items(clean).select(["item_id", "title", "category", "image"])
@@ -154,9 +155,9 @@ def _no_features(config: FeaturesConfig) -> NDArray[np.float16]:
 
 def _encoder(config: FeaturesConfig, items: pa.Table, examples: Path, store: ImageStore) -> tuple[ImageEncoder, int]:
     """The named encoder, or one pre-trained here; and the number of pictures it was pre-trained on."""
-    settings = config.image_encoder
+    settings, device = config.image_encoder, pick(config.device)
     if settings.name is not None:
-        return ImageEncoder.load(settings.name, settings.tokens, settings.colour_levels), 0
+        return ImageEncoder.load(settings.name, settings.tokens, settings.colour_levels, device), 0
     pictured = items.filter(pc.is_valid(items["image"]))
     most = min(_MAX_PRETRAIN_PICTURES, settings.pretrain_steps * settings.pretrain_batch)
     if pictured.num_rows > most:
@@ -166,7 +167,7 @@ def _encoder(config: FeaturesConfig, items: pa.Table, examples: Path, store: Ima
     pictured = pictured.take(pa.array(usable, pa.int64()))
     categories = [category or "" for category in pictured["category"].to_pylist()]
     titles, queries = pictured["title"].to_pylist(), _training_queries(examples, pictured["item_id"])
-    return pretrain(pixels_PSSC, titles, categories, queries, settings, config.seed), len(usable)
+    return pretrain(pixels_PSSC, titles, categories, queries, settings, config.seed, device), len(usable)
 
 
 def _training_queries(examples: Path, item_ids: pa.ChunkedArray) -> list[list[str]]:

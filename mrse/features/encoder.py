@@ -21,6 +21,7 @@ from PIL import Image
 from torch.nn import functional
 from transformers.image_processing_utils import BaseImageProcessor
 
+from mrse.device import CPU
 from mrse.errors import ConfigError
 from mrse.features.colour import colour_shares, palette
 from mrse.features.preprocess import Preprocessing
@@ -36,7 +37,7 @@ class ImageEncoder:
     """Pictures to `tokens` vectors each: one for the whole and a square grid of averages, row by row from the top left.
 
     Each vector is what the model made of its area and, after that, the colours of the area (`mrse.features.colour`).
-    The weights are frozen and the model is in evaluation mode. It runs on a GPU where there is one.
+    The weights are frozen and the model is in evaluation mode.
 
     Attributes:
         dim: V, width of a token: the model's, and `colour_levels ** 3` more.
@@ -51,6 +52,7 @@ class ImageEncoder:
         tokens: int,
         colour_levels: int,
         where: str = "image_encoder",
+        device: torch.device = CPU,
     ) -> None:
         """Freeze a model.
 
@@ -60,6 +62,7 @@ class ImageEncoder:
             tokens: T, 1 + a square number.
             colour_levels: steps of each colour channel in the palette; 0 for no colours.
             where: the model's name, for messages.
+            device: where it runs; features of a GPU and of a CPU differ in their last bits.
 
         Raises:
             ConfigError: `tokens` is not 1 + a square, or the model does not work on such input.
@@ -69,12 +72,12 @@ class ImageEncoder:
             raise ConfigError(f"{where}: tokens = {tokens} is not 1 + a square number (1, 2, 5, 10, 17, ...)")
         if colour_levels != 0 and not 2 <= colour_levels <= 8:
             raise ConfigError(f"{where}: colour_levels = {colour_levels} is neither 0 nor 2 to 8")
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._device = device
         frozen: Any = model  # its annotations hide `to` and `config`
         self._model = frozen.to(self._device, torch.float32).eval().requires_grad_(False)
         self._preprocessing = preprocessing
-        self._scale_C11 = torch.tensor(preprocessing.scale, device=self._device)[:, None, None]
-        self._shift_C11 = torch.tensor(preprocessing.shift, device=self._device)[:, None, None]
+        self._scale_C11 = torch.tensor(preprocessing.scale)[:, None, None].to(device)
+        self._shift_C11 = torch.tensor(preprocessing.shift)[:, None, None].to(device)
         self.tokens = tokens
         self._palette_FC = palette(colour_levels).to(self._device) if colour_levels else None
         self._colour_levels = colour_levels
@@ -85,13 +88,20 @@ class ImageEncoder:
         self.fingerprint = self._fingerprint()
 
     @classmethod
-    def load(cls, name: str | Path, tokens: int | None = None, colour_levels: int | None = None) -> ImageEncoder:
+    def load(
+        cls,
+        name: str | Path,
+        tokens: int | None = None,
+        colour_levels: int | None = None,
+        device: torch.device = CPU,
+    ) -> ImageEncoder:
         """Load a saved encoder or any Hugging Face vision model.
 
         Args:
             name: a folder, or a model's name on the hub (fetched, or found in the local cache).
             tokens: T; by default what the folder was saved with, else 5.
             colour_levels: likewise.
+            device: where it runs.
 
         Raises:
             ConfigError: it cannot be loaded, lacks weights or preprocessor settings, or is no vision model.
@@ -115,7 +125,7 @@ class ImageEncoder:
         saved_colours = raw.pop(_COLOURS_KEY, _DEFAULT_COLOURS)
         tokens = saved_tokens if tokens is None else tokens
         colour_levels = saved_colours if colour_levels is None else colour_levels
-        return cls(model, Preprocessing.parse(raw, where), tokens, colour_levels, where)
+        return cls(model, Preprocessing.parse(raw, where), tokens, colour_levels, where, device)
 
     def save(self, folder: Path) -> None:
         """Write `config.json`, `model.safetensors`, `preprocessor_config.json`: what `load` and transformers read."""

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mrse.config import ImageEncoderConfig
+from mrse.device import CPU, fast_at_bfloat16
 from mrse.features.encoder import ImageEncoder
 from mrse.features.preprocess import Preprocessing
 from mrse.features.subword import SubwordHasher
@@ -48,6 +49,7 @@ def pretrain(
     queries: Sequence[Sequence[str]],
     config: ImageEncoderConfig,
     seed: int,
+    device: torch.device = CPU,
 ) -> ImageEncoder:
     """Train a compact ViT on a catalogue, and freeze it.
 
@@ -57,7 +59,8 @@ def pretrain(
         categories: P categories; empty where unknown.
         queries: for each picture the training queries that led to its item; may be none.
         config: sizes and steps.
-        seed: equal inputs and seed give an equal encoder.
+        seed: equal inputs and seed give an equal encoder on one kind of device.
+        device: where it is trained, and where the encoder then is. A GPU runs the ViT in bfloat16 where that is fast.
 
     Raises:
         ConfigError: the sizes do not fit each other.
@@ -66,8 +69,9 @@ def pretrain(
         torch.manual_seed(seed)
         vit = _vit(config)
         if config.pretrain_steps and len(pixels_PSSC):
-            _train(vit, pixels_PSSC, titles, categories, queries, config, seed)
-    return ImageEncoder(vit, Preprocessing.squeeze(config.image_size), config.tokens, config.colour_levels)
+            _train(vit, pixels_PSSC, titles, categories, queries, config, seed, device)
+    preprocessing = Preprocessing.squeeze(config.image_size)
+    return ImageEncoder(vit, preprocessing, config.tokens, config.colour_levels, device=device)
 
 
 def _vit(config: ImageEncoderConfig) -> transformers.ViTModel:
@@ -178,8 +182,8 @@ def _train(
     queries: Sequence[Sequence[str]],
     config: ImageEncoderConfig,
     seed: int,
+    device: torch.device,
 ) -> None:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network: Any = vit  # its annotations hide `to`
     network.to(device).train()
     texts = [(_Texts(titles, device), 1.0), (_Texts(categories, device), _CATEGORY_WEIGHT)]
@@ -189,10 +193,13 @@ def _train(
     optimiser = torch.optim.AdamW(weights, lr=config.learning_rate, weight_decay=_WEIGHT_DECAY, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, config.pretrain_steps))
     generator = torch.Generator().manual_seed(seed)
+    bfloat16 = device.type == "cuda" and fast_at_bfloat16(device)
     batches = _batches(len(pixels_PSSC), config.pretrain_batch, config.pretrain_steps, seed)
     for rows_B in track(batches, "pre-training the image encoder", total=config.pretrain_steps, unit="step"):
         values_BCSS = torch.from_numpy(pixels_PSSC[rows_B]).to(device).permute(0, 3, 1, 2) / 127.5 - 1
-        hidden_BLV = vit(pixel_values=augment(values_BCSS, generator)).last_hidden_state
+        shown_BCSS = augment(values_BCSS, generator)
+        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+            hidden_BLV = vit(pixel_values=shown_BCSS).last_hidden_state.float()
         picture_BV = torch.cat([hidden_BLV[:, 0], hidden_BLV[:, 1:].mean(dim=1)], dim=1)
         losses = [
             weight * matcher(picture_BV, *text.take(rows_B))
@@ -200,7 +207,7 @@ def _train(
         ]
         places_A, query_A = asked.draw(rows_B)
         if len(places_A) > 1:
-            losses.append(matchers[-1](picture_BV[places_A], *asked.texts.take(query_A)))
+            losses.append(matchers[-1](picture_BV[torch.from_numpy(places_A).to(device)], *asked.texts.take(query_A)))
         optimiser.zero_grad(set_to_none=True)
         torch.autograd.backward(torch.stack(losses).sum())
         nn.utils.clip_grad_norm_(weights, 1.0)

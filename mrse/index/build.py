@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from mrse.config import IndexConfig, Params
 from mrse.data.contract import SnapshotMeta, read_items, read_meta
+from mrse.device import pick
 from mrse.errors import DataError, IndexFailed
 from mrse.index.client import PREFIX, TEXT_BYTES, Stamp, Store, opened
 from mrse.index.layout import (
@@ -105,7 +106,7 @@ def build(params: Params, workspace: Path) -> dict[str, Any]:
     challenger = read_handed(workspace, CHALLENGER, "train")
     check_judged(decision, challenger)
     services = params.services.under(workspace)
-    retriever = _load(workspace, challenger)
+    retriever = _load(workspace, challenger).to(pick(params.build_index.device))
     encoded = _embed(retriever, workspace, Path(services.cache_dir))
     content = _content(workspace, encoded)
     check(content, retriever.dim)

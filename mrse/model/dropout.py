@@ -12,7 +12,8 @@ _LEVELS = 2**16
 class Dropout(nn.Module):
     """Zero a share of the numbers in training and scale the rest up to keep their mean (Srivastava et al. 2014).
 
-    The bits follow from one draw of torch's generator, so they come again wherever its state is put back.
+    The bits follow from one draw of torch's generator on the CPU, so they come again wherever its state is put back;
+    a GPU makes others of it than a CPU.
     """
 
     def __init__(self, share: float) -> None:
@@ -24,7 +25,14 @@ class Dropout(nn.Module):
         """Any shape; as it is outside training."""
         if not self.training or self._dropped == 0:
             return x
-        bits = np.random.Generator(np.random.SFC64(int(torch.randint(2**62, ()))))
-        level = bits.integers(0, _LEVELS, size=tuple(x.shape), dtype=np.uint16)
-        kept = torch.from_numpy(level >= self._dropped).to(x.dtype)
-        return x * kept.mul_(_LEVELS / (_LEVELS - self._dropped))
+        seed = int(torch.randint(2**62, ()))
+        kept = self._kept_here(x, seed) if x.device.type == "cpu" else self._kept_there(x, seed)
+        return x * kept.to(x.dtype).mul_(_LEVELS / (_LEVELS - self._dropped))
+
+    def _kept_here(self, x: Tensor, seed: int) -> Tensor:
+        bits = np.random.Generator(np.random.SFC64(seed))
+        return torch.from_numpy(bits.integers(0, _LEVELS, size=tuple(x.shape), dtype=np.uint16) >= self._dropped)
+
+    def _kept_there(self, x: Tensor, seed: int) -> Tensor:
+        bits = torch.Generator(x.device).manual_seed(seed)
+        return torch.randint(0, _LEVELS, x.shape, generator=bits, device=x.device, dtype=torch.int32) >= self._dropped

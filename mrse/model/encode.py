@@ -1,5 +1,7 @@
 """Whole catalogues through the model, without gradients: banks of expert outputs, then final vectors.
 
+All is computed, and stays, on the device that the model is on.
+
 A bank is what every other item, query or shopper needs of an item: its expert outputs. Cost on two cores: about 3,000
 items/s into a bank, about 100,000 items/s from a bank to final vectors.
 
@@ -72,13 +74,13 @@ class ItemQueries:
 
     def memory(self, rows_B: NDArray[np.int64], bank_QEH: Tensor) -> Memory:
         """What the items at `rows_B` remember."""
-        query_BK = torch.from_numpy(self.query_NK[rows_B])
+        query_BK = torch.from_numpy(self.query_NK[rows_B]).to(bank_QEH.device)
         if len(bank_QEH) == 0:  # no item has a history: every place is padding
             bank_QEH = bank_QEH.new_zeros(1, *bank_QEH.shape[1:])
         return Memory(
             memory_BMEH=looked_up(bank_QEH, query_BK),
             known_BM=query_BK >= 0,
-            weight_BM=torch.from_numpy(self.weight_NK[rows_B]),
+            weight_BM=torch.from_numpy(self.weight_NK[rows_B]).to(bank_QEH.device),
         )
 
 
@@ -123,7 +125,8 @@ def fuse_catalogue(
 ) -> tuple[Tensor, Tensor]:
     """Final vectors `(N, D)` and preferences `(N, E)` of every item."""
     N = len(bank_NEH)
-    vector_ND, preference_NE = torch.zeros(N, model.config.dim), torch.zeros(N, len(model.experts.names))
+    vector_ND = torch.zeros(N, model.config.dim, device=model.device)
+    preference_NE = torch.zeros(N, len(model.experts.names), device=model.device)
     with inference(model):
         for start in range(0, N, batch_size):
             rows = slice(start, min(start + batch_size, N))
@@ -141,8 +144,9 @@ def _bank(
     rows: slice,
 ) -> Tensor:
     numbers = np.arange(len(sizes_N))[rows]
-    bank = torch.zeros(len(numbers), len(model.experts.names), model.config.hidden, dtype=torch.float16)
+    shape = len(numbers), len(model.experts.names), model.config.hidden
+    bank = torch.zeros(shape, dtype=torch.float16, device=model.device)
     with inference(model):
         for places_B in batches_of_like_size(sizes_N[rows], batch_size):
-            bank[torch.from_numpy(places_B)] = encode(numbers[places_B]).to(torch.float16)
+            bank[torch.from_numpy(places_B).to(model.device)] = encode(numbers[places_B]).to(torch.float16)
     return bank

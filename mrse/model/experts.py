@@ -32,8 +32,8 @@ class Packing:
     product anew for every shape that it has not met, which takes longer than the product; and a softmax of 15 numbers
     takes ten times as long as one of 16. Elsewhere a batch without padding is not moved at all.
 
-    In an exported graph, whose shapes must not hang on values, padding is carried along (P = B * S) and only attention
-    and the mean leave it out.
+    In an exported graph, whose shapes must not hang on values, and on a GPU, which would have to wait for them, padding
+    is carried along (P = B * S) and only attention and the mean leave it out.
 
     Attributes:
         inside_BS: which tokens are real.
@@ -42,12 +42,12 @@ class Packing:
 
     def __init__(self, inside_BS: Tensor) -> None:
         self.inside_BS = inside_BS
-        exporting = torch.compiler.is_exporting()
-        self._rounds = torch.is_grad_enabled() and not exporting
+        carried = torch.compiler.is_exporting() or inside_BS.device.type != "cpu"
+        self._rounds = torch.is_grad_enabled() and not carried
         seen_BS = _rounded_up(inside_BS) if self._rounds else inside_BS
         self._shape = seen_BS.shape
-        full = not exporting and bool(seen_BS.all())
-        self._given_P = None if full or exporting else inside_BS.flatten().nonzero().squeeze(1)
+        full = not carried and bool(seen_BS.all())
+        self._given_P = None if full or carried else inside_BS.flatten().nonzero().squeeze(1)
         self._places_P = self._given_P
         if self._rounds and not full:
             self._places_P = seen_BS.flatten().nonzero().squeeze(1)
@@ -116,7 +116,8 @@ class Block(nn.Module):
 
 def _bias(inside_BS: Tensor) -> Tensor:
     """What is added to attention's scores, `(B, 1, 1, S)`: in training a sum takes half as long as a mask."""
-    return torch.zeros(inside_BS.shape).masked_fill(~inside_BS, float("-inf"))[:, None, None, :]
+    zeros_BS = torch.zeros(inside_BS.shape, device=inside_BS.device)
+    return zeros_BS.masked_fill(~inside_BS, float("-inf"))[:, None, None, :]
 
 
 def _attention(q_BASK: Tensor, k_BASK: Tensor, v_BASK: Tensor, bias_B11S: Tensor | None) -> Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +39,13 @@ class Memory:
     age_BM: Tensor | None = None
     weight_BM: Tensor | None = None
 
+    def to(self, device: torch.device) -> Memory:
+        """The same on a device."""
+        moved: dict[str, Any] = {
+            name: None if x is None else x.to(device, non_blocking=True) for name, x in vars(self).items()
+        }
+        return Memory(**moved)
+
 
 class TargetAttention(nn.Module):
     """For each expert, attention of a target over a memory, with a learned answer for "nothing fits"."""
@@ -56,24 +64,24 @@ class TargetAttention(nn.Module):
         # Expert by expert, or in bfloat16, it would first be copied, which takes longer.
         B, M, E, H = memory_BMEH.shape
         memory_BXH = memory_BMEH.reshape(B, M * E, H)
-        own_E1E = torch.eye(E, dtype=memory_BMEH.dtype)[:, None]
-        with _without_autocast():
+        own_E1E = torch.eye(E, dtype=memory_BMEH.dtype, device=memory_BMEH.device)[:, None]
+        with _without_autocast(memory_BXH.device.type):
             score_BEME = (look_BEH.to(memory_BXH.dtype) @ memory_BXH.transpose(1, 2)).view(B, E, M, E)
         score_BME = (score_BEME * own_E1E).sum(dim=3).transpose(1, 2) + bias_BME
         score_BME = score_BME.masked_fill(~known_BM[:, :, None], float("-inf"))
         nothing_B1E = self.nothing_logit_E.expand(target_BEH.shape[0], 1, -1)
         share_BME = torch.cat([score_BME, nothing_B1E], dim=1).softmax(dim=1)
         share_BEME = share_BME[:, :-1].transpose(1, 2)[:, :, :, None] * own_E1E
-        with _without_autocast():
+        with _without_autocast(memory_BXH.device.type):
             summary_BEH = share_BEME.reshape(B, E, M * E) @ memory_BXH
         return summary_BEH + share_BME[:, -1, :, None] * self.nothing_EH
 
 
-def _without_autocast() -> AbstractContextManager[object]:
+def _without_autocast(device_type: str) -> AbstractContextManager[object]:
     """Products in the precision of their numbers."""
-    if not torch.is_autocast_enabled("cpu"):
+    if not torch.is_autocast_enabled(device_type):
         return nullcontext()  # an exported graph keeps no trace of it
-    return torch.autocast("cpu", enabled=False)
+    return torch.autocast(device_type, enabled=False)
 
 
 class Taste(nn.Module):

@@ -32,6 +32,15 @@ class Texts:
     def __len__(self) -> int:
         return len(self.tokens_BL)
 
+    def to(self, device: torch.device) -> Texts:
+        """The same batch on a device."""
+        return Texts(
+            tokens_BL=self.tokens_BL.to(device, non_blocking=True),
+            inside_BL=self.inside_BL.to(device, non_blocking=True),
+            words_BW=self.words_BW.to(device, non_blocking=True),
+            grams_UG=self.grams_UG.to(device, non_blocking=True),
+        )
+
     def rows(self, start: int, stop: int) -> Texts:
         """Some rows, cut to the longest of them and to the words that occur there; for all rows the batch as it is."""
         if stop - start == len(self):

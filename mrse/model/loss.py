@@ -40,7 +40,7 @@ def mnsce(
         A scalar, the weighted mean over the queries.
 
     Raises:
-        ValueError: shapes do not fit, or a query's own target is excluded.
+        ValueError: shapes do not fit, or (on a CPU) a query's own target is excluded.
     """
     B, C = len(query_BD), len(candidate_CD)
     if target_B.shape != (B,) or (log_q_C is not None and log_q_C.shape != (C,)):
@@ -51,7 +51,8 @@ def mnsce(
     if excluded_BC is not None:
         if excluded_BC.shape != (B, C):
             raise ValueError(f"exclusions {tuple(excluded_BC.shape)} do not fit {B} queries and {C} candidates")
-        if bool(excluded_BC[torch.arange(B), target_B].any()):
+        # A GPU is not waited for: there such a query's loss is infinite.
+        if excluded_BC.device.type == "cpu" and bool(excluded_BC[torch.arange(B), target_B].any()):
             raise ValueError("a query's own positive is excluded from its candidates")
         logits_BC = logits_BC.masked_fill(excluded_BC, float("-inf"))
     return _mean(F.cross_entropy(logits_BC, target_B, reduction="none"), weight_B)

@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -125,8 +125,13 @@ class Retriever:
         model.eval()
         return cls(model, folder, settings, package_fingerprint(folder))
 
+    def to(self, device: torch.device) -> Self:
+        """Move the model itself. Arrays come back to the CPU; tensors (`query_parts`, `fuse`) stay on the device."""
+        self.model.to(device)
+        return self
+
     def save(self, folder: Path) -> None:
-        """Write the package beside `folder`, then put it in its place."""
+        """Write the package beside `folder`, then put it in its place; it says nothing of the device."""
         folder = Path(folder)
         partial = folder.with_name(folder.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
@@ -136,7 +141,7 @@ class Retriever:
         if (self.assets / "image_encoder").is_dir():
             shutil.copytree(self.assets / "image_encoder", partial / "image_encoder")
         write_json(partial / "config.json", self.settings)
-        _write(partial / "model.safetensors", {k: v.contiguous() for k, v in self.model.state_dict().items()})
+        _write(partial / "model.safetensors", {k: v.cpu().contiguous() for k, v in self.model.state_dict().items()})
         if folder.exists():
             shutil.rmtree(folder)
         partial.replace(folder)
@@ -151,8 +156,8 @@ class Retriever:
         return self._fingerprint
 
     def image_encoder(self) -> ImageEncoder:
-        """The frozen encoder of the package."""
-        return ImageEncoder.load(self.assets / "image_encoder")
+        """The frozen encoder of the package, where the model is."""
+        return ImageEncoder.load(self.assets / "image_encoder", device=self.model.device)
 
     @property
     def reads_images(self) -> bool:
@@ -184,7 +189,8 @@ class Retriever:
         queries = ItemQueries(asked.query_NK, asked.weight_NK)
         bank_QEH = query_bank(self.model, self.query_texts(asked.distinct), batch_size)
         vector_ND, preference_NE = fuse_catalogue(self.model, bank_NEH, queries, bank_QEH, 4 * batch_size)
-        return EncodedCatalogue(catalogue.item_ids, vector_ND.numpy(), bank_NEH.numpy(), preference_NE.numpy())
+        arrays = (tensor.cpu().numpy() for tensor in (vector_ND, bank_NEH, preference_NE))
+        return EncodedCatalogue(catalogue.item_ids, *arrays)
 
     def encode_queries(
         self,
@@ -222,12 +228,13 @@ class Retriever:
         """The shopper half: the bank's rows, actions and ages of each history's newest `model.history_length` items."""
         model = self.model.config
         arrays = ShopperArrays.build(histories, bank, model.history_length, len(self.experts), model.hidden)
-        return Memory(
+        memory = Memory(
             memory_BMEH=torch.from_numpy(arrays.memory_BMEH).float(),
             known_BM=torch.from_numpy(arrays.known_BM),
             action_BM=torch.from_numpy(arrays.action_BM),
             age_BM=torch.from_numpy(arrays.age_BM),
         )
+        return memory.to(self.model.device)
 
     def fuse(self, query_BEH: Tensor, memory: Memory | None) -> Fused:
         """Both halves to final vectors; the only work of a request whose halves are at hand."""
@@ -251,8 +258,9 @@ class Retriever:
         for start in range(0, len(queries), batch_size):
             rows = slice(start, start + batch_size)
             known = [None] * len(place[rows]) if histories is None else histories[rows]
-            fused = self.fuse(parts_UEH[torch.from_numpy(place[rows])], self.shopper_memory(known, bank))
-            vectors[rows], shares[rows] = fused.vector_BD.numpy(), fused.preference_BE.numpy()
+            own_BEH = parts_UEH[torch.from_numpy(place[rows]).to(self.model.device)]
+            fused = self.fuse(own_BEH, self.shopper_memory(known, bank))
+            vectors[rows], shares[rows] = fused.vector_BD.cpu().numpy(), fused.preference_BE.cpu().numpy()
         return vectors, shares
 
 

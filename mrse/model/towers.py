@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from mrse.config import ModelConfig
 from mrse.model.dropout import Dropout
-from mrse.model.experts import ITEM, QUERY, Experts, FtAtt, VBert
+from mrse.model.experts import ITEM, QUERY, Block, Experts, FtAtt, VBert
 from mrse.model.history import ItemHistory, Memory, ShopperHistory
 from mrse.model.inputs import Texts, TextTable
 
@@ -165,6 +165,11 @@ class Mrse(nn.Module):
         self.query_tower = Tower(model, E, ShopperHistory(E, H) if model.user_history else None)
         self.item_tower = Tower(model, E, ItemHistory(E, H) if model.item_history else None)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are. Texts and pictures are brought there; a bank and a `Memory` must be there."""
+        return self.experts.tower_TEHH.device
+
     def fit_shop(self, texts: TextTable, sample_PTV: Tensor) -> None:
         """Take from a shop what needs no learning: how rare its words are, how its image features spread.
 
@@ -179,9 +184,15 @@ class Mrse(nn.Module):
                 count_R = torch.from_numpy(texts.word_counts(len(module.log_rarity_R) - 1))
                 module.fit_words(count_R, len(texts))
 
+    def compile_layers(self) -> None:
+        """Compile the transformer layers (torch.compile, of any size); what a package holds stays the same."""
+        for module in self.modules():
+            if isinstance(module, Block):
+                module.compile(dynamic=True)
+
     def encode_texts(self, texts: Texts) -> Tensor:
         """The query part: expert outputs of queries, `(B, E, H)`. A query has no picture."""
-        out_BEH: Tensor = self.experts(texts, QUERY)
+        out_BEH: Tensor = self.experts(texts.to(self.device), QUERY)
         return out_BEH
 
     def encode_items(
@@ -194,7 +205,13 @@ class Mrse(nn.Module):
         """Expert outputs of items, `(B, E, H)`; see `Experts.forward`."""
         if not self.config.images:
             images_BTV = pictured_B = None
-        out_BEH: Tensor = self.experts(texts, ITEM, images_BTV, pictured_B, vbert_texts)
+        out_BEH: Tensor = self.experts(
+            texts.to(self.device),
+            ITEM,
+            None if images_BTV is None else images_BTV.to(self.device, non_blocking=True),
+            None if pictured_B is None else pictured_B.to(self.device, non_blocking=True),
+            None if vbert_texts is None else vbert_texts.to(self.device),
+        )
         return out_BEH
 
     def fuse_queries(self, query_BEH: Tensor, memory: Memory | None) -> Fused:

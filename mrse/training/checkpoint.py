@@ -61,7 +61,9 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / (_FILE + ".partial")
     header = {"step": str(checkpoint.step), "notes": json.dumps(checkpoint.notes)}
-    save_file({name: tensor.contiguous() for name, tensor in checkpoint.tensors.items()}, partial, metadata=header)
+    save_file(
+        {name: tensor.cpu().contiguous() for name, tensor in checkpoint.tensors.items()}, partial, metadata=header
+    )
     partial.replace(folder / _FILE)
 
 

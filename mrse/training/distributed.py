@@ -28,6 +28,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from mrse.device import CPU
 from mrse.errors import DataError, MrseError, TrainingFailed
 
 T = TypeVar("T")
@@ -84,9 +85,10 @@ class World:
         rows_W = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
         with _meeting():
             dist.all_gather(rows_W, torch.tensor([len(own)]))
-            most = int(max(rows_W))
-            padded = torch.cat([own, own.new_zeros(most - len(own), *own.shape[1:])])
-            parts = [torch.empty_like(padded) for _ in range(self.size)]
+        most = int(max(rows_W))
+        padded = torch.cat([own, own.new_zeros(most - len(own), *own.shape[1:])])
+        parts = [torch.empty_like(padded) for _ in range(self.size)]
+        with _meeting():
             dist.all_gather(parts, padded)
         return torch.cat([part[: int(rows)] for part, rows in zip(parts, rows_W, strict=True)])
 
@@ -153,7 +155,7 @@ class World:
     def _sum_dense(self, parameters: Sequence[nn.Parameter]) -> None:
         """One message for all: the gradients, then whether each parameter has one."""
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-        used = torch.tensor([float(p.grad is not None) for p in parameters])
+        used = torch.tensor([float(p.grad is not None) for p in parameters], device=gradients[0].device)
         total = self.sum(torch.cat([*(gradient.flatten() for gradient in gradients), used]))
         sizes = [parameter.numel() for parameter in parameters]
         *sums, used = torch.split(total, [*sizes, len(parameters)])
@@ -221,13 +223,14 @@ def start(processes: int, module: str, *arguments: str) -> None:
 
 
 @contextmanager
-def joined(timeout_seconds: float) -> Iterator[World]:
+def joined(timeout_seconds: float, device: torch.device = CPU) -> Iterator[World]:
     """The world that a launcher (torchrun) started this process in; alone without one.
 
-    Progress of all processes but the first is silenced. The processes talk by Gloo: the model trains on the CPU.
+    Progress of all processes but the first is silenced. Tensors on GPUs go by NCCL, all others by Gloo.
 
     Args:
         timeout_seconds: how long a process waits for another.
+        device: this process's own.
 
     Raises:
         TrainingFailed: the others cannot be met.
@@ -236,8 +239,12 @@ def joined(timeout_seconds: float) -> Iterator[World]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield ALONE
         return
+    on_gpu = device.type == "cuda"
+    if on_gpu:
+        torch.cuda.set_device(device)
     try:
-        dist.init_process_group("gloo", timeout=timedelta(seconds=timeout_seconds))
+        backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds))
     except (RuntimeError, ValueError) as error:
         raise TrainingFailed(
             f"cannot meet the other processes of this training ({_first_line(error)}); start all of them with torchrun"
@@ -258,6 +265,9 @@ def _meeting() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        # Gloo's transport tells of a lost process by a plain RuntimeError that begins with its own file.
+        if not (isinstance(error, dist.DistError) or "gloo/transport/" in str(error)):
+            raise
         raise TrainingFailed(
             "another process of this training has ended, or did not answer within train.process_timeout_seconds "
             f"({_first_line(error)}); {_GO_ON}"

@@ -93,7 +93,9 @@ class Miner:
             for start in range(0, len(places), _QUERIES):
                 rows = places[start : start + _QUERIES]
                 query_B = self._query_X[pair_X[rows]]
-                ranked_BW = self._ranked(model, queries_QEH[torch.from_numpy(query_B)].float(), item_ND)
+                ranked_BW = self._ranked(
+                    model, queries_QEH[torch.from_numpy(query_B).to(model.device)].float(), item_ND
+                )
                 item_XW[rows, : ranked_BW.shape[1]] = self._without_chosen(query_B, ranked_BW)
         return Mined(pair_X, item_XW)
 
@@ -117,11 +119,11 @@ class Miner:
         return np.take_along_axis(both, order, axis=1)
 
     def _ranked(self, model: Mrse, own_BEH: Tensor, item_ND: Tensor) -> Ints:
-        nobody = torch.zeros(len(own_BEH), 1, dtype=torch.long)
+        nobody = torch.zeros(len(own_BEH), 1, dtype=torch.long, device=own_BEH.device)
         memory = Memory(torch.zeros_like(own_BEH)[:, None], nobody > 0, nobody, nobody)
         with inference(model):
             query_BD = model.fuse_queries(own_BEH, memory).vector_BD
-        ranked: Ints = nearest(query_BD, item_ND, self._ranks.last).numpy()[:, self._ranks.first - 1 :]
+        ranked: Ints = nearest(query_BD, item_ND, self._ranks.last).cpu().numpy()[:, self._ranks.first - 1 :]
         return ranked
 
     def _without_chosen(self, query_B: Ints, item_BW: Ints) -> Ints:

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from mrse.config import TrainConfig
-from mrse.errors import TrainingFailed
 from mrse.model.experts import FtAtt, LightBert
 from mrse.training.distributed import ALONE, World
 
@@ -58,12 +57,8 @@ class Optimisers:
             group = {"params": tables, "experts": True, "share": 1.0}
             self._all["lazy"] = torch.optim.SparseAdam([group], betas=_BETAS)
 
-    def step(self, loss: Tensor, step: int) -> None:
-        """One update.
-
-        Raises:
-            TrainingFailed: the gradient is not finite.
-        """
+    def step(self, loss: Tensor, step: int) -> Tensor:
+        """One update; the norm that the gradient had, a scalar that nobody has waited for."""
         for optimiser in self._all.values():
             for group in optimiser.param_groups:
                 share = float(group["share"]) * rate(self._config, step, bool(group["experts"]))
@@ -71,10 +66,9 @@ class Optimisers:
         self._model.zero_grad(set_to_none=True)
         self._world.backward(loss, self._dense, self._tables)
         norm = nn.utils.clip_grad_norm_(self._dense, self._config.clip)
-        if not bool(torch.isfinite(norm)):
-            raise TrainingFailed(f"step {step}: the gradient is not finite; lower train.learning_rate")
         for optimiser in self._all.values():
             optimiser.step()
+        return norm
 
     def state(self) -> dict[str, Tensor]:
         """Moments and counters, by name."""

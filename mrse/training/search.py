@@ -26,11 +26,11 @@ def nearest(query_BD: Tensor, item_ND: Tensor, k: int) -> Tensor:
     """
     N = len(item_ND)
     exact_BD = query_BD.double()
-    best_BK = torch.zeros(len(query_BD), 0, dtype=torch.int64)
+    best_BK = torch.zeros(len(query_BD), 0, dtype=torch.int64, device=item_ND.device)
     for start in range(0, N, _BLOCK):
         block_XD = item_ND[start : start + _BLOCK].double()
         # One whole number per item, each different: the score, then how early the row is.
         key_BX = (exact_BD @ block_XD.T).mul_(_GRAINS).round_().long().mul_(N)
-        key_BX += torch.arange(N - 1 - start, N - 1 - start - len(block_XD), -1)
+        key_BX += torch.arange(N - 1 - start, N - 1 - start - len(block_XD), -1, device=item_ND.device)
         best_BK = torch.cat([best_BK, key_BX], dim=1).topk(min(k, start + len(block_XD)), dim=1).values
     return N - 1 - best_BK.remainder(N)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mrse.config import TrainConfig
+from mrse.device import fast_at_bfloat16
 from mrse.features.text import split_words
 from mrse.model.encode import ItemQueries, item_bank, looked_up, query_bank
 from mrse.model.history import Memory
@@ -41,7 +43,7 @@ class Banks:
     """Expert outputs of every item and every query, refreshed now and then without gradient.
 
     Attributes:
-        items_NEH, queries_QEH: float16.
+        items_NEH, queries_QEH: float16, where the model is.
         mined: hard negatives found with them; None where mining is off.
     """
 
@@ -58,12 +60,12 @@ class Banks:
         return named
 
     @classmethod
-    def of(cls, named: Mapping[str, Tensor]) -> Banks:
-        """What `tensors` gave."""
+    def of(cls, named: Mapping[str, Tensor], device: torch.device) -> Banks:
+        """What `tensors` gave, on a device."""
         mined = None
         if "mined_pairs" in named:
             mined = Mined(named["mined_pairs"].numpy(), named["mined_items"].numpy())
-        return cls(named["items"], named["queries"], mined)
+        return cls(named["items"].to(device), named["queries"].to(device), mined)
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,10 @@ class Encoded:
 
 
 class Steps:
-    """Losses of a step, from its number."""
+    """Losses of a step, from its number, on the device that the model is on.
+
+    What a step works on is chosen on the CPU, so that every device is given the same.
+    """
 
     def __init__(self, config: TrainConfig, retriever: Retriever, shop: Shop, world: World = ALONE) -> None:
         self.config = config
@@ -103,11 +108,12 @@ class Steps:
         self._twins = Exclusions(shop.examples, same_item)
         mines = config.loss.mine.last > 0 and config.loss.beta > 0
         self._miner = Miner(config.loss, shop.examples, same_item) if mines else None
-        self._bfloat16 = use_bfloat16(config.precision)
+        self._device = self.model.device
+        self._bfloat16 = use_bfloat16(config.precision, self._device)
 
     def precision(self) -> AbstractContextManager[object]:
-        """Where experts and fusion run: bfloat16 matrix products on CPUs that are fast at them, weights in float32."""
-        return torch.autocast("cpu", dtype=torch.bfloat16, enabled=self._bfloat16)
+        """Where experts and fusion run: bfloat16 products where the device is fast at them, weights in float32."""
+        return torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._bfloat16)
 
     def refresh(self) -> Banks:
         """New banks, every process its part. Costs about as much as 20 steps for 5,000 items."""
@@ -122,8 +128,8 @@ class Steps:
     def start_fusion(self, banks: Banks) -> None:
         """Start the fusion from what the experts say of a sample of the items, of which the category is the kind."""
         rows = np.linspace(0, len(banks.items_NEH) - 1, START_SAMPLE).astype(np.int64)
-        kind_B = torch.from_numpy(self.shop.category_N[rows])
-        self.model.start_fusion(banks.items_NEH[torch.from_numpy(rows)].float(), kind_B)
+        sample_BEH = banks.items_NEH[self._there(rows)].float()
+        self.model.start_fusion(sample_BEH, self._there(self.shop.category_N[rows]))
 
     def mine(self, banks: Banks, step: int) -> Mined | None:
         """Hard negatives for the examples of the steps from `step` to the next refresh; None where mining is off."""
@@ -146,7 +152,7 @@ class Steps:
             f"align_{name}": mnsce(
                 batch.query_BEH[:, place],
                 batch.positive_PEH[:, place],
-                torch.from_numpy(batch.target_B),
+                self._there(batch.target_B),
                 self.config.loss.temperature,
                 log_q_P,
                 excluded_BP,
@@ -167,7 +173,7 @@ class Steps:
         loss = self.config.loss
         draw = self.sampler.draw(step)
         batch = self._encode(draw, step)
-        positives_P, target_B = batch.positives_P, torch.from_numpy(batch.target_B)
+        positives_P, target_B = batch.positives_P, self._there(batch.target_B)
         drawn = catalogue_items(self.config.seed, step, len(self._counts_N), loss.catalogue_negatives)
         items_C = np.concatenate([positives_P, drawn[~np.isin(drawn, positives_P)]])
         hard_BK = self._hard(draw, step, banks.mined)
@@ -182,8 +188,8 @@ class Steps:
             parts |= self._mnsce(query_BD, pools, draw, batch)
         if loss.beta and len(hard_J):
             known_BK = hard_BK >= 0
-            negative_BKD = hard_JD[torch.from_numpy(np.searchsorted(hard_J, np.where(known_BK, hard_BK, hard_J[0])))]
-            known = torch.from_numpy(known_BK)
+            negative_BKD = hard_JD[self._there(np.searchsorted(hard_J, np.where(known_BK, hard_BK, hard_J[0])))]
+            known = self._there(known_BK)
             parts["hnst"] = hnst(query_BD, banked_CD[target_B], negative_BKD, known, loss.margin, weight_B)
         elif loss.beta:
             parts["hnst"] = query_BD.sum() * 0.0
@@ -201,7 +207,7 @@ class Steps:
             query_BD: unit vectors.
             pools: unit vectors of candidates, their item rows, and how many of them were drawn from the catalogue.
         """
-        loss, target_B, weight_B = self.config.loss, torch.from_numpy(batch.target_B), self._weights(draw)
+        loss, target_B, weight_B = self.config.loss, self._there(batch.target_B), self._weights(draw)
         masks = [
             (self._log_q(draw, items_C, drawn), self._excluded(draw, batch, items_C)) for _, items_C, drawn in pools
         ]
@@ -248,7 +254,7 @@ class Steps:
                 lambda start, stop: self.model.encode_texts(asked.rows(start, stop)), len(asked)
             )
             positive_PEH = self._encode_items(positives_P)
-        return Encoded(query_UEH[torch.from_numpy(row_B)], positive_PEH, positives_P, target_B)
+        return Encoded(query_UEH[self._there(row_B)], positive_PEH, positives_P, target_B)
 
     def _made_vague(self, draw: Draw, rng: np.random.Generator) -> Ints:
         """Rows whose shopper must tell what the query no longer does: a share of those with a history."""
@@ -284,7 +290,7 @@ class Steps:
         # Rounded up to a number of rows that comes again, as in `Packing`; what is more than asked for is dropped.
         more = -(banked_end + len(hard_J)) % _ROWS
         banked = np.concatenate([items_C, hard_J, items_C[:more]])
-        own_BEH = torch.cat([batch.positive_PEH, banks.items_NEH[torch.from_numpy(banked)].float()])
+        own_BEH = torch.cat([batch.positive_PEH, banks.items_NEH[self._there(banked)].float()])
         memory: Memory | None = None
         if self.config.model.item_history:
             profiles: ItemQueries = self.shop.item_queries(draw.epoch)
@@ -307,7 +313,7 @@ class Steps:
         )
 
     def _forget(self, memory: Memory) -> Memory:
-        keep_B = torch.rand(len(memory.known_BM)) >= self.config.model.history_dropout
+        keep_B = (torch.rand(len(memory.known_BM)) >= self.config.model.history_dropout).to(self._device)
         return Memory(
             memory.memory_BMEH,
             memory.known_BM & keep_B[:, None],
@@ -330,7 +336,7 @@ class Steps:
         if not self.config.loss.logq:
             return None
         sizes = len(draw.example_rows), len(draw.self_items), min(drawn, len(self._counts_N))
-        return torch.from_numpy(log_q(self._counts_N, items_C, *sizes))
+        return self._there(log_q(self._counts_N, items_C, *sizes))
 
     def _excluded(self, draw: Draw, batch: Encoded, items_C: Ints) -> Tensor:
         real = len(draw.example_rows)
@@ -338,11 +344,15 @@ class Steps:
         asker_B = self.shop.examples.asker_M[draw.example_rows]
         by_log = self._twins.mask(asker_B, batch.target_B[:real], items_C)
         by_text = self._twins_by_text.mask(nobody, batch.target_B[real:], items_C)
-        return torch.from_numpy(np.concatenate([by_log, by_text]))
+        return self._there(np.concatenate([by_log, by_text]))
 
     def _weights(self, draw: Draw) -> Tensor:
         real_B = self.shop.examples.weight_M[draw.example_rows]
-        return torch.from_numpy(np.concatenate([real_B, np.ones(len(draw.self_items), dtype=np.float32)]))
+        return self._there(np.concatenate([real_B, np.ones(len(draw.self_items), dtype=np.float32)]))
+
+    def _there(self, array: NDArray[Any]) -> Tensor:
+        """A small array on the model's device."""
+        return torch.from_numpy(array).to(self._device, non_blocking=True)
 
 
 def shopper_memory(shoppers: Shoppers, rows_B: Ints, banks: Banks) -> Memory:
@@ -350,12 +360,13 @@ def shopper_memory(shoppers: Shoppers, rows_B: Ints, banks: Banks) -> Memory:
     item_BM = shoppers.item_ML[rows_B]
     longest = 1 + int(np.flatnonzero((item_BM >= 0).any(axis=0)).max(initial=0))
     item_BM = item_BM[:, :longest]
+    bank_NEH = banks.items_NEH
     return Memory(
-        memory_BMEH=looked_up(banks.items_NEH, torch.from_numpy(item_BM)),
+        memory_BMEH=looked_up(bank_NEH, torch.from_numpy(item_BM).to(bank_NEH.device)),
         known_BM=torch.from_numpy(item_BM >= 0),
         action_BM=torch.from_numpy(shoppers.action_ML[rows_B, :longest]),
         age_BM=torch.from_numpy(shoppers.age_ML[rows_B, :longest]),
-    )
+    ).to(bank_NEH.device)
 
 
 def hard_share(config: TrainConfig, step: int) -> float:
@@ -367,12 +378,9 @@ def hard_share(config: TrainConfig, step: int) -> float:
     return ramp.start + (ramp.end - ramp.start) * min(1.0, max(0.0, done))
 
 
-def use_bfloat16(precision: str) -> bool:
-    """Whether to run the experts in bfloat16; `auto` asks the CPU for bfloat16 arithmetic."""
-    if precision != "auto":
-        return precision == "bfloat16"
-    abilities = torch.cpu.get_capabilities()
-    return any(bool(abilities.get(name)) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+def use_bfloat16(precision: str, device: torch.device) -> bool:
+    """Whether to run the experts in bfloat16; `auto` asks the device."""
+    return precision == "bfloat16" or (precision == "auto" and fast_at_bfloat16(device))
 
 
 def _padded(x: Tensor | None, rows: int) -> Tensor:

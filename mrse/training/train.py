@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from mrse.config import TrainConfig
+from mrse.device import pick
 from mrse.errors import TrainingFailed
 from mrse.jsonfile import read_handed
 from mrse.model import towers
@@ -34,9 +35,10 @@ Row = tuple[int, dict[str, float]]
 
 # A checkpoint of other code must never be gone on with: these decide what a step does.
 _SOURCES = (Path(__file__).parent, Path(towers.__file__).parent)
-# How a run is spread over processes: a killed run may go on with other numbers.
-_NO_PART_OF_A_RUN = {"processes", "process_timeout_seconds"}
+# How a run is computed: a killed run may go on with another number of processes or on another device.
+NO_PART_OF_A_RUN = {"processes", "process_timeout_seconds", "device", "compile"}
 _LOSS_EVERY = 10
+_NORM = "gradient norm"
 
 
 @dataclass(frozen=True)
@@ -92,10 +94,11 @@ def train(
         world: the processes that train together; the first one writes.
 
     Raises:
+        ConfigError: the device is not there.
         DataError: an input is missing or broken, or differs between processes.
         TrainingFailed: nothing to learn from, a loss that is not finite, a collapsed expert, or a process was lost.
     """
-    started = time.perf_counter()
+    started, device = time.perf_counter(), pick(config.device)
     torch.manual_seed(config.seed)
     text_encoder = read_handed(features / "features.json", "build_features").get("text_encoder")
     retriever = Retriever.create(config.model, features, text_encoder)
@@ -105,13 +108,15 @@ def train(
     retriever.model.fit_shop(shop.item_texts, shop.pictures.sample(START_SAMPLE))
     folder = None
     if cache_dir is not None:
-        settings = config.model_dump_json(exclude=_NO_PART_OF_A_RUN)
+        settings = config.model_dump_json(exclude=NO_PART_OF_A_RUN)
         key = checkpoint.run_key(settings, input_files(features, clean, profiles) + source_files())
         world.check_same(key, "configuration, inputs or code")
         if world.first:
             checkpoint.clear_abandoned(cache_dir / "train", but=key)
         folder = cache_dir / "train" / key
-    run = Run(config, retriever, shop, folder, world)
+    if config.compile:
+        retriever.model.compile_layers()
+    run = Run(config, retriever.to(device), shop, folder, world)
     run.resume()
     say(f"train: {len(shop.examples)} examples, {len(shop.item_ids)} items, {len(shop.requests)} validation requests")
     run.go()
@@ -143,6 +148,9 @@ class Run:
         self._best: dict[str, Tensor] = {}
         self._best_recall = -1.0
         self._best_step = 0
+        self._unread: list[tuple[int, dict[str, Tensor]]] = []
+        # A CPU has the losses at hand. Reading those of a GPU waits for it, and meanwhile it is given nothing to do.
+        self._read_every = 1 if self.model.device.type == "cpu" else _LOSS_EVERY
         self._sums: dict[str, float] = {}
         self._counted = 0
 
@@ -157,8 +165,10 @@ class Run:
         for step in track(range(self._step, self.total), "training", unit="step"):
             self._one(step)
             self._step = step + 1
-            if self.world.first and self._folder is not None and self._step % self.config.checkpoint_every == 0:
-                checkpoint.save(self._folder, self._state())
+            if self._folder is not None and self._step % self.config.checkpoint_every == 0:
+                self._read()
+                if self.world.first:
+                    checkpoint.save(self._folder, self._state())
         bounds = self.config.min_expert_share, self.config.min_rank, self.config.max_uniformity
         check_collapse(dict(self.valid)[self._kept_step()], *bounds)
         if self._keeps_best():
@@ -196,11 +206,10 @@ class Run:
         if fusing:
             self._refresh_when_due(step)
         parts = self.steps.fuse(step, self._held()) if fusing else self.steps.align(step)
-        values = {name: float(value.detach()) for name, value in parts.items()}
-        if not all(math.isfinite(value) for value in values.values()):
-            raise TrainingFailed(f"step {step}: the loss is not finite ({values}); lower train.learning_rate")
-        self.optimisers.step(parts["loss"], step)
-        self._count(step, values)
+        norm = self.optimisers.step(parts["loss"], step)
+        self._unread.append((step, {name: value.detach() for name, value in parts.items()} | {_NORM: norm}))
+        if len(self._unread) == self._read_every:
+            self._read()
         done = step + 1 - self.config.align_steps
         if fusing and (done % self.config.eval_every == 0 or step + 1 == self.total):
             self._evaluate(step + 1)
@@ -222,6 +231,7 @@ class Run:
 
     def _fresh(self, done: int) -> Banks:
         """Banks of the weights after `done` steps, made once; what was mined holds until it is mined again."""
+        self._read()  # nothing is made with weights that are no numbers
         if self._banks is None or self._refreshed_at != done:
             mined = None if self._banks is None else self._banks.mined
             self._banks, self._refreshed_at = replace(self.steps.refresh(), mined=mined), done
@@ -236,6 +246,18 @@ class Run:
         if scores.recall is not None and scores.recall > self._best_recall:
             self._best_recall, self._best_step = scores.recall, done
             self._best = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+
+    def _read(self) -> None:
+        """Take the losses of the last steps from the device."""
+        unread, self._unread = self._unread, []
+        for step, held in unread:
+            values = dict(zip(held, torch.stack(list(held.values())).tolist(), strict=True))
+            norm = values.pop(_NORM)
+            if not all(math.isfinite(value) for value in values.values()):
+                raise TrainingFailed(f"step {step}: the loss is not finite ({values}); lower train.learning_rate")
+            if not math.isfinite(norm):
+                raise TrainingFailed(f"step {step}: the gradient is not finite; lower train.learning_rate")
+            self._count(step, values)
 
     def _count(self, step: int, values: dict[str, float]) -> None:
         for name, value in values.items():
@@ -268,7 +290,7 @@ class Run:
         self._best = found.part("best/")
         self.optimisers.restore(found.part("optimiser/"))
         bank = found.part("bank/")
-        self._banks = Banks.of(bank) if bank else None
+        self._banks = Banks.of(bank, self.model.device) if bank else None
         self._refreshed_at = found.notes["refreshed_at"]
         self.losses = [(int(step), dict(row)) for step, row in found.notes["losses"]]
         self.valid = [(int(step), dict(row)) for step, row in found.notes["valid"]]

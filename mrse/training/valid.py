@@ -63,7 +63,8 @@ def evaluate(steps: Steps, banks: Banks, k: int) -> Scores:
     # The oldest profiles that any request may see: never too new for one.
     epoch = int(requests.epoch_M.min(initial=len(shop.profiles) - 1))
     item_ND, share_NE = fuse_catalogue(model, banks.items_NEH, shop.item_queries(epoch), banks.queries_QEH, 2048)
-    sample_SD = item_ND[torch.linspace(0, len(item_ND) - 1, min(len(item_ND), _SAMPLE)).long()]
+    sample_S = torch.linspace(0, len(item_ND) - 1, min(len(item_ND), _SAMPLE)).long()
+    sample_SD = item_ND[sample_S.to(item_ND.device)]
     shares, distances = [], []
     sizes = (*steps.config.loss.matryoshka, item_ND.shape[1])
     short = {size: item_ND if size == item_ND.shape[1] else prefix(item_ND, size) for size in sizes}
@@ -71,11 +72,11 @@ def evaluate(steps: Steps, banks: Banks, k: int) -> Scores:
     with inference(model):
         for start in range(0, len(requests), _BATCH):
             rows_B = np.arange(start, min(start + _BATCH, len(requests)))
-            own_BEH = banks.queries_QEH[torch.from_numpy(requests.query_M[rows_B])].float()
+            own_BEH = banks.queries_QEH[torch.from_numpy(requests.query_M[rows_B]).to(model.device)].float()
             fused = model.fuse_queries(own_BEH, shopper_memory(requests.shoppers, rows_B, banks))
             relevant = [requests.relevant[row] for row in rows_B]
             for size in sizes:
-                top_BK = nearest(prefix(fused.vector_BD, size), short[size], k).numpy()
+                top_BK = nearest(prefix(fused.vector_BD, size), short[size], k).cpu().numpy()
                 hits[size] += recalls(top_BK, relevant)
             distances += alignment(fused.vector_BD, item_ND, relevant)
             shares.append(fused.preference_BE)
@@ -106,7 +107,7 @@ def alignment(query_BD: Tensor, item_ND: Tensor, relevant: Sequence[Ints]) -> li
         item_ND: unit vectors.
         relevant: item rows of each query, at least one.
     """
-    wanted_BD = torch.stack([item_ND[torch.from_numpy(rows)].mean(dim=0) for rows in relevant])
+    wanted_BD = torch.stack([item_ND[torch.from_numpy(rows).to(item_ND.device)].mean(dim=0) for rows in relevant])
     distances: list[float] = (2.0 - 2.0 * (query_BD * wanted_BD).sum(dim=1)).tolist()
     return distances
 

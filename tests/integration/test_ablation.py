@@ -157,6 +157,9 @@ def test_what_a_result_rests_on_is_part_of_its_name(workspace, params, tmp_path)
     assert len(set(names)) == len(names)
     resampled = params.model_copy(update={"gate": params.gate.model_copy(update={"resamples": 100})})
     assert folder(resampled) == folder(), "intervals are made anew from kept results"
+    computed = {"processes": 2, "process_timeout_seconds": 5.0, "device": "cuda", "compile": True}
+    elsewhere = params.model_copy(update={"train": params.train.model_copy(update=computed)})
+    assert folder(of=full_model(elsewhere, features)) == folder(), "a result holds wherever it was computed"
 
 
 def test_a_killed_ablation_goes_on_where_it_stopped(tmp_path, params, monkeypatch):

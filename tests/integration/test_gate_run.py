@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
 from components.gate.__main__ import body
@@ -59,6 +60,9 @@ class ToyRetriever:
         if not path.is_file():
             raise DataError(f"{folder}: no model here")
         return cls(path.read_text())
+
+    def to(self, device: torch.device) -> Self:
+        return self
 
     def encode_catalogue(self, catalogue: Catalogue, batch_size: int = 512) -> EncodedCatalogue:
         known = {item: f"{colour} {kind}" for item, colour, kind in truth()}

@@ -10,7 +10,7 @@ import torch
 from mrse.errors import TrainingFailed
 from mrse.model.retriever import Retriever
 from mrse.training.data import load_shop
-from mrse.training.distributed import ALONE, World, _own_random_bits, joined, start
+from mrse.training.distributed import ALONE, World, _meeting, _own_random_bits, joined, start
 from mrse.training.steps import Banks, Steps
 from mrse.training.train import Run
 from tests import tiny_shop
@@ -58,7 +58,7 @@ def one_step(tiny, case, world, banks=None):
     phase, changes = CASES[case]
     _, _, steps = made(tiny, tiny_shop.config(**changes), world)
     refreshed = steps.refresh()
-    banks = refreshed if banks is None else Banks.of(banks)
+    banks = refreshed if banks is None else Banks.of(banks, steps.model.device)
     banks.mined = steps.mine(banks, STEP)
 
     def loss():
@@ -222,6 +222,18 @@ def silent(world):
 def test_a_process_that_does_not_answer_ends_the_others_in_time(tmp_path):
     codes, logs = together(2, tmp_path, silent, timeout_s=2.0)
     assert codes[0] == 1 and "did not answer within train.process_timeout_seconds" in logs[0]
+
+
+def test_only_a_lost_process_is_told_as_one():
+    for lost in (
+        RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer"),
+        torch.distributed.DistBackendError("NCCL error"),
+    ):
+        with pytest.raises(TrainingFailed, match="another process of this training has ended"), _meeting():
+            raise lost
+    for fault in (RuntimeError("Invalid scalar type"), torch.OutOfMemoryError("CUDA out of memory")):
+        with pytest.raises(type(fault), match=str(fault)), _meeting():
+            raise fault
 
 
 def test_a_process_whose_others_never_come_says_so(monkeypatch):

@@ -17,6 +17,7 @@ from mrse.training import checkpoint
 from mrse.training import steps as steps_module
 from mrse.training import train as train_module
 from mrse.training.data import load_shop
+from mrse.training.optimiser import Optimisers
 from mrse.training.train import train
 from mrse.training.valid import Scores
 from tests import tiny_shop
@@ -260,6 +261,15 @@ def test_a_loss_that_is_not_finite_names_its_step(tiny, tmp_path, monkeypatch):
     with pytest.raises(TrainingFailed, match="step 8: the loss is not finite"):
         run(tiny, tmp_path / "out", tiny_shop.config(**QUICK))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_gradient_that_is_not_finite_names_its_step(tiny, tmp_path, monkeypatch):
+    real = Optimisers.step
+    monkeypatch.setattr(
+        Optimisers, "step", lambda self, loss, step: real(self, loss, step) / (0.0 if step == 5 else 1.0)
+    )
+    with pytest.raises(TrainingFailed, match="step 5: the gradient is not finite"):
+        run(tiny, tmp_path / "out", tiny_shop.config(**QUICK))
 
 
 def test_a_collapsed_model_fails_the_run(tiny, tmp_path):

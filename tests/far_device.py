@@ -1,0 +1,93 @@
+"""Another device for a machine without a GPU: its numbers live in ordinary memory and may not be touched from there.
+
+Inside `far_away` a tensor moved there is of another device for all of torch: mixing it with a CPU's tensor (but for a
+scalar), indexing it with one or asking for its NumPy array fails, as on a GPU. Numbers are those of the CPU. Torch
+keeps such a device as long as a process lives, so it wants a process of its own (`tests.processes`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import torch
+from torch.utils import backend_registration
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+_NAME = "far"
+_COPIES = ("aten::_to_copy", "aten::copy_")
+
+
+class _Far(torch.Tensor):
+    held: torch.Tensor
+
+    @staticmethod
+    def __new__(cls, held: torch.Tensor) -> _Far:
+        far = torch.Tensor._make_wrapper_subclass(
+            cls,
+            held.size(),
+            strides=held.stride() if held.layout == torch.strided else None,
+            dtype=held.dtype,
+            layout=held.layout,
+            device=torch.device(_NAME, 0),
+        )
+        far.held = held
+        return far
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return _computed(func, args, kwargs or {})
+
+    def tolist(self) -> Any:
+        return self.held.tolist()
+
+
+class _Factories(TorchDispatchMode):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return _computed(func, args, kwargs or {})
+
+
+class _Module(backend_registration._DummyBackendModule):
+    def get_amp_supported_dtype(self) -> list[torch.dtype]:
+        return [torch.bfloat16]
+
+
+@contextmanager
+def far_away() -> Iterator[torch.device]:
+    """The device, which exists inside."""
+    backend_registration._setup_privateuseone_for_python_backend(_NAME, _Module())
+    generator = torch.Generator
+    bits = mock.patch("torch.Generator", lambda *_: generator())
+    grads = mock.patch("torch.inference_mode", torch.no_grad)  # whose tensors know no subclass
+    with _Factories(), bits, grads:
+        yield torch.device(_NAME, 0)
+
+
+def _computed(func: Any, args: Any, kwargs: Any) -> Any:
+    tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+    far = [x for x in tensors if isinstance(x, _Far)]
+    near = [x for x in tensors if not isinstance(x, _Far) and x.dim()]
+    name = func.name()
+    if far and near and name not in _COPIES:
+        raise RuntimeError(f"{name}: tensors on two devices")
+    goes_far = isinstance(args[0], _Far) if name == "aten::copy_" else bool(far)
+    if kwargs.get("device") is not None:
+        goes_far = torch.device(kwargs["device"]).type == _NAME
+    out = func(*tree_map(_near, args), **tree_map(_near, kwargs))
+    known = {id(x.held): x for x in far}
+
+    def wrapped(x: Any) -> Any:
+        if not isinstance(x, torch.Tensor):
+            return x
+        return known.get(id(x)) if id(x) in known else _Far(x) if goes_far else x
+
+    return tree_map(wrapped, out)
+
+
+def _near(x: Any) -> Any:
+    if isinstance(x, _Far):
+        return x.held
+    return torch.device("cpu") if isinstance(x, torch.device) else x
