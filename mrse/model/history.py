@@ -96,7 +96,7 @@ class Taste(nn.Module):
     def forward(self, memory_BMEH: Tensor, bias_BME: Tensor, known_BM: Tensor) -> Tensor:
         """`(B, E, H)`; zeros where no place is known."""
         score_BME = bias_BME.masked_fill(~known_BM[:, :, None], float("-inf"))
-        usual_B1E = self.usual_logit_E.expand(len(known_BM), 1, -1)
+        usual_B1E = self.usual_logit_E.expand(known_BM.shape[0], 1, -1)
         share_BME = torch.cat([score_BME, usual_B1E], dim=1).softmax(dim=1)[:, :-1]
         return torch.einsum("bme,bmeh->beh", share_BME, memory_BMEH - self.usual_EH)
 
