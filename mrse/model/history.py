@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from mrse.model.arrays import ACTIONS, AGE_BUCKETS
 
 _USUAL_COUNTS = 2.0  # as many remembered things as the usual weighs
+_ECHO = 0.3
 
 
 @dataclass(frozen=True)
@@ -85,26 +86,36 @@ def _without_autocast(device_type: str) -> AbstractContextManager[object]:
 
 
 class Taste(nn.Module):
-    """For each expert the mean of a memory, whatever is asked for, as its difference from what is usual. Few things say
-    little: the mean is drawn towards the usual."""
+    """What a shopper likes, whatever is asked for: how what was engaged with differs from the usual, on average, of which
+    only what sets things apart within their kind stays (`set_apart`).
+
+    The map is taken from the catalogue and not learned: logs are too short to learn it without learning them by heart.
+    """
+
+    apart_WW: Tensor
+    usual_EH: Tensor
 
     def __init__(self, experts: int, hidden: int) -> None:
         super().__init__()
-        self.usual_EH = nn.Parameter(torch.zeros(experts, hidden))
+        self.register_buffer("usual_EH", torch.zeros(experts, hidden))
+        self.register_buffer("apart_WW", torch.zeros(experts * hidden, experts * hidden))
         self.usual_logit_E = nn.Parameter(torch.full((experts,), _USUAL_COUNTS).log())
 
     def forward(self, memory_BMEH: Tensor, bias_BME: Tensor, known_BM: Tensor) -> Tensor:
-        """`(B, E, H)`; zeros where no place is known."""
+        """`(B, E, H)`; zeros where no place is known. Few things say little: the mean is drawn towards the usual."""
         score_BME = bias_BME.masked_fill(~known_BM[:, :, None], float("-inf"))
         usual_B1E = self.usual_logit_E.expand(known_BM.shape[0], 1, -1)
         share_BME = torch.cat([score_BME, usual_B1E], dim=1).softmax(dim=1)[:, :-1]
-        return torch.einsum("bme,bmeh->beh", share_BME, memory_BMEH - self.usual_EH)
+        mean_BEH = torch.einsum("bme,bmeh->beh", share_BME, memory_BMEH - self.usual_EH)
+        return (mean_BEH.flatten(1) @ self.apart_WW.T).view_as(mean_BEH)
 
 
 class ShopperHistory(nn.Module):
-    """The shopper's past per expert, in two summaries that weigh action and age: what fits the query, and the taste."""
+    """What the shopper's past adds to a query, per expert: what fits the query, and the taste, by action and age.
 
-    summaries = 2
+    Both are in the space of the query itself, and how much of them is added hangs on the query: a vague one leaves more
+    to the past.
+    """
 
     def __init__(self, experts: int, hidden: int) -> None:
         super().__init__()
@@ -112,23 +123,27 @@ class ShopperHistory(nn.Module):
         self.taste = Taste(experts, hidden)
         self.action = nn.Embedding(len(ACTIONS) + 1, 2 * experts)
         self.age = nn.Embedding(AGE_BUCKETS, 2 * experts)
-        nn.init.zeros_(self.action.weight)
-        nn.init.zeros_(self.age.weight)
+        self.echo_E = nn.Parameter(torch.full((experts,), _ECHO))
+        self.trust = nn.Linear(experts * hidden, 1)
+        for layer in (self.action, self.age, self.trust):
+            nn.init.zeros_(layer.weight)
+        nn.init.zeros_(self.trust.bias)
 
     def forward(self, query_BEH: Tensor, memory: Memory) -> Tensor:
-        """`(B, E, 2H)`."""
+        """`(B, E, H)`."""
         if memory.action_BM is None or memory.age_BM is None:
             raise ValueError("a shopper's memory needs actions and ages")
         bias_BMX = self.action(memory.action_BM) + self.age(memory.age_BM)
         fit_BME, taste_BME = bias_BMX.chunk(2, dim=2)
         fitting_BEH = self.attention(query_BEH, memory.memory_BMEH, fit_BME, memory.known_BM)
-        return torch.cat([fitting_BEH, self.taste(memory.memory_BMEH, taste_BME, memory.known_BM)], dim=2)
+        taste_BEH = self.taste(memory.memory_BMEH, taste_BME, memory.known_BM)
+        trust_B11 = 2.0 * torch.sigmoid(self.trust(query_BEH.flatten(1)).float())[:, :, None]
+        added_BEH: Tensor = trust_B11 * (self.echo_E[:, None] * fitting_BEH + taste_BEH)
+        return added_BEH
 
 
 class ItemHistory(nn.Module):
     """What an item was found by, per expert: the queries that led to it, weighed by how often."""
-
-    summaries = 1
 
     def __init__(self, experts: int, hidden: int) -> None:
         super().__init__()

@@ -42,10 +42,9 @@ class Fused:
 class Preferences(nn.Module):
     """Softmax weights over the experts, from what each expert says of the row and of its history."""
 
-    def __init__(self, experts: int, hidden: int, summaries: int) -> None:
+    def __init__(self, experts: int, hidden: int) -> None:
         super().__init__()
-        said = (1 + summaries) * hidden
-        self.inner_EHK = nn.Parameter(torch.randn(experts, said, _PREFERENCE_HIDDEN) * said**-0.5)
+        self.inner_EHK = nn.Parameter(torch.randn(experts, 2 * hidden, _PREFERENCE_HIDDEN) * (2 * hidden) ** -0.5)
         self.outer_EK = nn.Parameter(torch.zeros(experts, _PREFERENCE_HIDDEN))
         self.bias_E = nn.Parameter(torch.zeros(experts))
 
@@ -58,61 +57,44 @@ class Preferences(nn.Module):
 
 
 class Fusion(nn.Module):
-    """Expert outputs times preferences, concatenated with the history's, projected to one unit vector.
+    """Expert outputs times preferences, with the history's, projected to one unit vector.
 
+    A shopper's history is in the space of the query and is added to it. An item's is concatenated, with a projection of
+    its own that starts as a quiet echo of the item's: there is much to learn from, and its words are other people's.
     A linear part that starts from the principal directions of the aligned experts (`start_from`), and a residual part
     that starts at zero: fusing begins with what aligning has learned.
     """
 
-    def __init__(self, experts: int, hidden: int, dim: int, dropout: float, summaries: int) -> None:
+    def __init__(self, experts: int, hidden: int, dim: int, dropout: float, concatenates: bool) -> None:
         super().__init__()
-        self.experts = experts
         width = experts * hidden
         self.own = nn.Linear(width, dim, bias=False)
-        self.history = nn.Linear(summaries * width, dim, bias=False)
-        self.trust = nn.Linear(width, 1)  # a vague query leaves more to the past than a precise one
-        self.inner = nn.Linear((1 + summaries) * width, 2 * dim)
+        self.history = nn.Linear(width, dim, bias=False) if concatenates else None
+        self.inner = nn.Linear(2 * width if concatenates else width, 2 * dim)
         self.outer = nn.Linear(2 * dim, dim)
         self.dropout = Dropout(dropout)
-        for layer in (self.outer, self.trust):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        nn.init.zeros_(self.outer.weight)
+        nn.init.zeros_(self.outer.bias)
         nn.init.orthogonal_(self.own.weight)
-        self._start_history()
+        self.start_from(self.own.weight)
 
     @torch.no_grad()
-    def start_from(self, directions_DW: Tensor, apart_WW: Tensor | None = None) -> None:
-        """Set the linear part.
-
-        Args:
-            directions_DW: the first D directions of the experts' outputs, W = E * H.
-            apart_WW: see `set_apart`; where given, a second summary starts as what its things have beyond their kind.
-        """
+    def start_from(self, directions_DW: Tensor) -> None:
+        """Set the linear part, `(D, E * H)`."""
         self.own.weight.copy_(directions_DW)
-        self._start_history(apart_WW)
-
-    @torch.no_grad()
-    def _start_history(self, apart_WW: Tensor | None = None) -> None:
-        """The first summary starts as a quiet echo of the row itself, a second one silent or by `apart_WW`."""
-        own_DEH = self.own.weight.view(len(self.own.weight), self.experts, -1)
-        history_DEX = self.history.weight.view(len(own_DEH), self.experts, -1)
-        parts = torch.split(history_DEX.zero_(), own_DEH.shape[2], dim=2)
-        parts[0].copy_(_HISTORY_START * own_DEH)
-        if apart_WW is not None and len(parts) > 1:
-            parts[1].copy_((self.own.weight @ apart_WW).view_as(own_DEH))
+        if self.history is not None:
+            self.history.weight.copy_(_HISTORY_START * directions_DW)
 
     def forward(self, own_BEH: Tensor, history_BEH: Tensor | None, preference_BE: Tensor) -> Tensor:
         """`(B, D)`, L2-normalised."""
-        experts = own_BEH.shape[1]
-        own_BW = (own_BEH * (experts * preference_BE)[:, :, None]).flatten(1)
+        if history_BEH is not None and self.history is None:
+            own_BEH = own_BEH + history_BEH
+        own_BW = (own_BEH * (own_BEH.shape[1] * preference_BE)[:, :, None]).flatten(1)
         linear_BD, said_BX = self.own(own_BW).float(), own_BW
-        if history_BEH is not None:
+        if history_BEH is not None and self.history is not None:
             history_BW = history_BEH.flatten(1)
-            trust_B1 = 2.0 * torch.sigmoid(self.trust(own_BW).float())
-            linear_BD = linear_BD + trust_B1 * self.history(history_BW)
-            said_BX = torch.cat([own_BW, history_BW], dim=1)
-        inner = F.linear(said_BX, self.inner.weight[:, : said_BX.shape[1]], self.inner.bias)
-        return F.normalize(linear_BD + self.outer(self.dropout(F.gelu(inner))), dim=1)
+            linear_BD, said_BX = linear_BD + self.history(history_BW), torch.cat([own_BW, history_BW], dim=1)
+        return F.normalize(linear_BD + self.outer(self.dropout(F.gelu(self.inner(said_BX)))), dim=1)
 
 
 class Tower(nn.Module):
@@ -121,14 +103,16 @@ class Tower(nn.Module):
     def __init__(self, model: ModelConfig, experts: int, history: ShopperHistory | ItemHistory | None) -> None:
         super().__init__()
         self.history = history
-        summaries = 1 if history is None else history.summaries
-        self.preferences = Preferences(experts, model.hidden, summaries) if model.preferences else None
-        self.fusion = Fusion(experts, model.hidden, model.dim, model.dropout, summaries)
+        self.preferences = Preferences(experts, model.hidden) if model.preferences else None
+        concatenates = isinstance(history, ItemHistory)
+        self.fusion = Fusion(experts, model.hidden, model.dim, model.dropout, concatenates)
 
     def forward(self, own_BEH: Tensor, memory: Memory | None) -> Fused:
         """Fuse one side; `memory` is ignored where the history is switched off, and must be given otherwise."""
-        history_BEH: Tensor | None = None
-        if self.history is not None and memory is not None:
+        history_BEH = None
+        if self.history is not None:
+            if memory is None:
+                raise ValueError("a tower with a history needs a memory, which may be empty")
             history_BEH = self.history(own_BEH, memory)
         if self.preferences is not None:
             preference_BE = self.preferences(own_BEH, history_BEH)
@@ -228,23 +212,24 @@ class Mrse(nn.Module):
     def start_fusion(self, sample_BEH: Tensor, kind_B: Tensor) -> None:
         """Start both fusions from what the aligned experts say of a sample of items, `(B, E, H)`.
 
-        The linear part: the D principal directions. The shopper's taste: how things differ from others of their kind,
-        as what a shopper likes in shoes is not that they are shoes; silent where there is one kind only.
+        The linear part: the D principal directions. Taste: what sets items apart from others of their kind, as what a
+        shopper likes in shoes is not that they are shoes.
 
         Args:
             sample_BEH: expert outputs.
-            kind_B: equal numbers are items of one kind.
+            kind_B: equal numbers are items of one kind; where all are equal, taste stays silent.
         """
         wide_BW = sample_BEH.flatten(1)
         _, vectors_WW = torch.linalg.eigh(wide_BW.T @ wide_BW)
         directions_DW = vectors_WW.T.flip(0)[: self.config.dim]
         if len(directions_DW) < self.config.dim:
             directions_DW = F.pad(directions_DW, (0, 0, 0, self.config.dim - len(directions_DW)))
-        kinds = len(torch.unique(kind_B)) > 1
-        self.query_tower.fusion.start_from(directions_DW, set_apart(wide_BW, kind_B) if kinds else None)
+        self.query_tower.fusion.start_from(directions_DW)
         self.item_tower.fusion.start_from(directions_DW)
-        if isinstance(self.query_tower.history, ShopperHistory):
-            self.query_tower.history.taste.usual_EH.copy_(sample_BEH.mean(dim=0))
+        history = self.query_tower.history
+        if isinstance(history, ShopperHistory) and len(torch.unique(kind_B)) > 1:
+            history.taste.usual_EH.copy_(sample_BEH.mean(dim=0))
+            history.taste.apart_WW.copy_(set_apart(wide_BW, kind_B))
 
 
 def set_apart(wide_BW: Tensor, kind_B: Tensor) -> Tensor:
