@@ -86,8 +86,8 @@ def _without_autocast(device_type: str) -> AbstractContextManager[object]:
 
 
 class Taste(nn.Module):
-    """What a shopper likes, whatever is asked for: how what was engaged with differs from the usual, on average, of which
-    only what sets things apart within their kind stays (`set_apart`).
+    """What a shopper likes, whatever is asked for: how what was engaged with differs from the usual, of which only what
+    sets things apart within their kind stays (`set_apart`).
 
     The map is taken from the catalogue and not learned: logs are too short to learn it without learning them by heart.
     """
