@@ -229,7 +229,7 @@ class ModelConfig(Section):
     images: bool = True
     modality_dropout: Share = 0.1  # in training: items without their picture, and as many without text (VBert)
     history_dropout: Share = 0.2  # in training: shoppers and items treated as new
-    word_dropout: Share = 0.1  # in training: word pieces hidden from the transformers
+    word_dropout: Share = 0.1  # in training: word pieces hidden from the transformers and words from FtAtt
 
     @model_validator(mode="after")
     def _heads_fit(self) -> Self:

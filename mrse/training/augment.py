@@ -58,13 +58,17 @@ def _typo(word: str, rng: np.random.Generator) -> str:
     return word[:place] + letter + word[place + (kind == 3) :]
 
 
-def hide_pieces(texts: Texts, share: float) -> Texts:
-    """Hide a share of the word pieces from the transformers, by torch's generator; the first place (`[CLS]`) stays."""
+def hide_words(texts: Texts, share: float) -> Texts:
+    """Hide a share of the word pieces from the transformers and of the words from FtAtt, by torch's generator; `[CLS]`
+    stays, and the words of a text that would lose all of them.
+    """
     if share == 0.0:
         return texts
     keep_BL = torch.rand(texts.inside_BL.shape) >= share
     keep_BL[:, 0] = True
-    return replace(texts, inside_BL=texts.inside_BL & keep_BL)
+    words_BW = torch.where(torch.rand(texts.words_BW.shape) >= share, texts.words_BW, 0)
+    words_BW = torch.where((words_BW > 0).any(dim=1, keepdim=True), words_BW, texts.words_BW)
+    return replace(texts, inside_BL=texts.inside_BL & keep_BL, words_BW=words_BW)
 
 
 def drop_modalities(texts: Texts, pictured_B: Tensor, share: float) -> tuple[Texts, Tensor]:

@@ -26,7 +26,7 @@ from mrse.model.inputs import concatenated
 from mrse.model.loss import hnst, mnsce
 from mrse.model.matryoshka import prefix
 from mrse.model.retriever import Retriever
-from mrse.training.augment import drop_modalities, hide_pieces, pseudo_query, shortened
+from mrse.training.augment import drop_modalities, hide_words, pseudo_query, shortened
 from mrse.training.chunks import in_chunks
 from mrse.training.data import Ints, Shop, Shoppers
 from mrse.training.distributed import ALONE, World
@@ -247,7 +247,7 @@ class Steps:
         place_X = len(queries) + np.arange(len(made))
         query_place[vague_rows] = place_X[len(draw.self_items) :]
         row_B = np.concatenate([query_place, place_X[: len(draw.self_items)]])
-        asked = hide_pieces(asked, config.word_dropout)
+        asked = hide_words(asked, config.word_dropout)
         # Both sides under one roof: the weights are cast once.
         with self.precision():
             query_UEH = self._encode_shares(
@@ -264,7 +264,7 @@ class Steps:
 
     def _encode_items(self, positives_P: Ints) -> Tensor:
         config = self.config.model
-        texts = hide_pieces(self.shop.item_texts.batch(positives_P), config.word_dropout)
+        texts = hide_words(self.shop.item_texts.batch(positives_P), config.word_dropout)
         images_PTV, pictured_P = self.shop.pictures.batch(positives_P)
         seen = texts
         if pictured_P is not None:

@@ -1,7 +1,9 @@
 import numpy as np
 import pytest
+import torch
 
-from mrse.training.augment import pseudo_query
+from mrse.model.inputs import Texts
+from mrse.training.augment import hide_words, pseudo_query
 from mrse.training.data import Examples, Shoppers
 from mrse.training.sampling import Exclusions, Sampler, catalogue_items, log_q, pick_hard
 
@@ -128,6 +130,20 @@ def test_made_up_queries_are_words_of_the_item():
     assert 0.05 < share < 0.2
     assert all(min(_edits(w, word) for w in words) <= 2 for word in misspelt)  # a swap is two edits
     assert pseudo_query([], rng) == ""
+
+
+def test_words_are_hidden_from_every_expert_but_no_text_is_left_without():
+    torch.manual_seed(0)
+    words = torch.tensor([[1, 2, 3, 4]] * 500 + [[5, 0, 0, 0]] * 500 + [[0, 0, 0, 0]])
+    inside = torch.ones(len(words), 6, dtype=torch.bool)
+    texts = Texts(torch.zeros(len(words), 6, dtype=torch.long), inside, words, torch.zeros(6, 1, dtype=torch.long))
+    assert hide_words(texts, 0.0) is texts
+    hidden = hide_words(texts, 0.5)
+    assert hidden.inside_BL[:, 0].all() and hidden.inside_BL[:, 1:].float().mean() == pytest.approx(0.5, abs=0.05)
+    assert ((hidden.words_BW == words) | (hidden.words_BW == 0)).all()
+    left = (hidden.words_BW > 0).sum(dim=1)
+    assert left[:500].float().mean() == pytest.approx(2.0 + 4 * 0.5**4, abs=0.2)  # all four come back when none is left
+    assert left[:500].min() == 1 and (left[500:1000] == 1).all() and left[-1] == 0
 
 
 def _edits(a, b):
