@@ -319,10 +319,10 @@ class TrainConfig(Section):
     expert_learning_rate_share: Share = 0.3  # of learning_rate, for the experts while the fusion is trained
     # Of the experts' rate, for a given text encoder (`build_features.text_encoder`): what it knows must not be lost.
     text_encoder_learning_rate_share: Share = 0.05
-    judged_share: Share = (
-        0.25  # of the examples beside a log: at most so many come from judgments, which know no shopper
-    )
-    vague_pairs: Share = 0.25  # of the examples of shoppers with a history: the query loses about half of its words
+    # Of the experts' rate, for FtAtt's n-grams: that words which look alike are alike must not be lost either.
+    ngram_learning_rate_share: Share = 0.1
+    judged_share: Share = 0.25  # largest, of the examples beside a log: judgments know no shopper
+    vague_pairs: Share = 0.25  # of the examples with a history: the query loses about half of its words
     self_pairs: Share = 0.25  # of a batch: pairs made from the shop's own titles (crops and typos), not from its logs
     keep: Literal["best", "last"] = "best"  # by recall on the validation requests; without any, the last
     valid_k: Positive = 50

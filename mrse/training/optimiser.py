@@ -54,7 +54,7 @@ class Optimisers:
         )
         self._all: dict[str, torch.optim.Optimizer] = {"adam": self._adam}
         if tables:
-            group = {"params": tables, "experts": True, "share": 1.0}
+            group = {"params": tables, "experts": True, "share": config.ngram_learning_rate_share}
             self._all["lazy"] = torch.optim.SparseAdam([group], betas=_BETAS)
 
     def step(self, loss: Tensor, step: int) -> Tensor:
