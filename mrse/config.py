@@ -320,7 +320,7 @@ class TrainConfig(Section):
     # Of the experts' rate, for a given text encoder (`build_features.text_encoder`): what it knows must not be lost.
     text_encoder_learning_rate_share: Share = 0.05
     # Of the experts' rate, for FtAtt's n-grams: that words which look alike are alike must not be lost either.
-    ngram_learning_rate_share: Share = 0.1
+    ngram_learning_rate_share: Share = 0.3
     judged_share: Share = 0.25  # largest, of the examples beside a log: judgments know no shopper
     vague_pairs: Share = 0.25  # of the examples with a history: the query loses about half of its words
     self_pairs: Share = 0.25  # of a batch: pairs made from the shop's own titles (crops and typos), not from its logs
@@ -565,12 +565,12 @@ class MarketplaceConfig(Section):
     }
     new_items_per_day: Share = 0.002
     new_shoppers_per_day: Share = 0.005
-    missing_attribute: Share = 0.3
+    missing_attribute: Share = 0.45
     misspelt_title: Share = 0.03
     stuffed_title: Share = 0.08  # titles with praise, or with colours and types that the item does not have
     missing_picture: Share = 0.03
     typo_query: Share = 0.16
-    vague_query: Share = 0.25
+    vague_query: Share = 0.4
     anonymous_sessions: Share = 0.15  # sessions of shoppers who are not logged in
     exploration: Share = 0.15  # slots that the shop fills from beyond its own ranking
 
