@@ -22,7 +22,7 @@ from mrse.model.history import ItemHistory, Memory, ShopperHistory
 from mrse.model.inputs import Texts, TextTable
 
 _PREFERENCE_HIDDEN = 32
-_HISTORY_START = 0.3
+_HISTORY_START, _TASTE_START = 0.3, 2.0
 _RIDGE = 0.01
 
 
@@ -229,7 +229,9 @@ class Mrse(nn.Module):
         history = self.query_tower.history
         if isinstance(history, ShopperHistory) and len(torch.unique(kind_B)) > 1:
             history.taste.usual_EH.copy_(sample_BEH.mean(dim=0))
-            history.taste.apart_WW.copy_(set_apart(wide_BW, kind_B))
+            apart_WW = set_apart(wide_BW, kind_B)
+            # Once for what is remembered and once, transposed, for the items that it will be compared with.
+            history.taste.apart_WW.copy_(_TASTE_START * apart_WW.T @ apart_WW)
 
 
 def set_apart(wide_BW: Tensor, kind_B: Tensor) -> Tensor:
