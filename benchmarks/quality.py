@@ -35,11 +35,11 @@ import yaml
 
 from mrse.config import load
 from mrse.evaluation.bootstrap import Pair, paired_lifts
-from mrse.evaluation.lexical import BM25, item_text
+from mrse.evaluation.lexical import BM25
 from mrse.evaluation.metrics import Labels, evaluate
 from mrse.evaluation.ranking import Ranking, exact_search, fuse, top_k
 from mrse.features.text import normalise
-from mrse.model.arrays import Catalogue
+from mrse.model.arrays import Catalogue, item_text
 from mrse.model.retriever import Retriever, load_catalogue
 
 RELEVANT = 0.75  # the bar of the published figures for these judgments; the gate has its own (`gate.relevant_grade`)

@@ -15,10 +15,10 @@ import numpy.typing as npt
 from mrse.config import GateConfig
 from mrse.data.contract import SnapshotMeta, read_items, read_meta
 from mrse.evaluation.gate import Window as GateWindow
-from mrse.evaluation.lexical import item_text
 from mrse.evaluation.report import ItemTable
 from mrse.evaluation.slices import CatalogueFacts, Requests, Slices, make_slices
 from mrse.evaluation.window import Asked, Source, Window, read_window
+from mrse.model.arrays import item_text
 from mrse.profiles import tables
 
 

@@ -45,11 +45,6 @@ def terms(text: str) -> list[str]:
     return [stem(word) for word in words(text)]
 
 
-def item_text(title: str, category: str | None) -> str:
-    """The words that a lexical index knows of an item."""
-    return f"{title} {category}" if category else title
-
-
 class BM25:
     """Okapi BM25 in Lucene's form (k1 = 0.9, b = 0.4) with ties by item id.
 

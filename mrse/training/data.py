@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from mrse.data.contract import read_items
 from mrse.errors import DataError
 from mrse.features.text import normalise
-from mrse.model.arrays import action_code, age_bucket
+from mrse.model.arrays import action_code, age_bucket, item_text
 from mrse.model.encode import ItemQueries, Pictures
 from mrse.model.inputs import TextTable
 from mrse.model.retriever import Retriever
@@ -159,9 +159,7 @@ def load_shop(
     return Shop(
         item_ids=ids.to_pylist(),
         category_N=np.unique([category or "" for category in categories], return_inverse=True)[1],
-        item_strings=[
-            f"{title} {(category or '').replace('>', ' ')}" for title, category in zip(titles, categories, strict=True)
-        ],
+        item_strings=[item_text(title, category) for title, category in zip(titles, categories, strict=True)],
         query_strings=queries.texts,
         item_texts=retriever.item_texts(titles, categories),
         query_texts=retriever.query_texts(queries.texts),

@@ -7,7 +7,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from mrse.evaluation.lexical import BM25, item_text, stem, terms
+from mrse.evaluation.lexical import BM25, stem, terms
+from mrse.model.arrays import item_text
 
 SHARED = Path(os.environ.get("MRSE_SHARED_DATA", Path(__file__).parents[4] / "shared" / "data"))
 

@@ -424,12 +424,13 @@ def test_an_older_package_is_replaced_whole(tiny, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
-def test_a_stale_negative_never_meets_a_fresh_positive(tiny, fresh_retriever, monkeypatch):
+def test_a_stale_negative_never_meets_a_fresh_positive(tiny, monkeypatch):
     """Banks turned upside down leave the in-batch softmax as it was, and its candidates hold no banked item."""
-    shop = load_shop(fresh_retriever, tiny / "features", tiny / "clean", tiny / "profiles", 0.7, 1000)
-    steps = steps_module.Steps(
-        tiny_shop.config(model={"user_history": False, "item_history": False}), fresh_retriever, shop
-    )
+    torch.manual_seed(0)
+    config = tiny_shop.config(model={"user_history": False, "item_history": False})
+    retriever = Retriever.create(config.model, tiny / "features")
+    shop = load_shop(retriever, tiny / "features", tiny / "clean", tiny / "profiles", 0.7, 1000)
+    steps = steps_module.Steps(config, retriever, shop)
     calls = []
     real = steps_module.mnsce
 
