@@ -23,7 +23,8 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0.0)]
-# auto: a GPU where torch finds one, else the CPU. What a stage writes fits any device; its numbers differ in last bits.
+# auto: a GPU where torch finds one, else the CPU. What a stage writes fits any device; embeddings differ in last bits,
+# training and pre-training are other runs of the same kind.
 Device = Literal["auto", "cpu", "cuda"]
 MemorySize = Annotated[str, Field(pattern=r"^[1-9]\d*(\.\d+)?\s?([KMGT]i?B)$")]
 

@@ -87,7 +87,7 @@ def _without_autocast(device_type: str) -> AbstractContextManager[object]:
 
 class Taste(nn.Module):
     """What a shopper likes, whatever is asked for: how what was engaged with differs from the usual, of which only what
-    sets things apart within their kind stays (`set_apart`).
+    sets things apart within their kind stays (`Mrse.start_fusion`).
 
     The map is taken from the catalogue and not learned: logs are too short to learn it without learning them by heart.
     """

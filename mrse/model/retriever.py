@@ -49,7 +49,7 @@ from mrse.model.inputs import TextTable
 from mrse.model.towers import Fused, Mrse
 from mrse.profiles import tables
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 class Retriever:

@@ -1,6 +1,6 @@
 """Pairs that a shop's own text gives for nothing, and what training hides so that no expert leans on one thing.
 
-Shapes: B texts, L word pieces.
+Shapes: B texts, L word pieces, W words.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def pseudo_query(words: Sequence[str], rng: np.random.Generator) -> str:
     return " ".join(_typo(word, rng) if rng.random() < _TYPO_SHARE else word for word in picked)
 
 
-def shortened(query: str, rng: np.random.Generator) -> str:
+def vague_query(query: str, rng: np.random.Generator) -> str:
     """The query with about half of its words, at least one, in their order: a vaguer wish of the same shopper."""
     words = query.split()
     keep = rng.random(len(words)) < 0.5

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from mrse.training.data import Examples, Floats, Ints
 
 # Streams of random numbers, so that no two choices of a step are one.
-_ORDER, _SELF, _CATALOGUE, LOGGED, PSEUDO, MINED, _JUDGED = range(7)
+_ORDER, _SELF, _CATALOGUE, LOGGED, PSEUDO, MINED = range(6)
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Sampler:
         self.rate_M = np.zeros(len(examples))
         for group in self._groups:
             self.rate_M[group.rows] = group.taken / len(group.rows)
-        self._epochs = np.unique(examples.epoch_M)
+        self._epochs = np.unique([group.epoch for group in self._groups])
         taken = (sum(group.taken for group in self._groups if group.epoch == epoch) for epoch in self._epochs)
         self._per_pass = sum(-(-count // self._real) for count in taken)
         self._pass = -1
@@ -98,8 +98,9 @@ def _groups(examples: Examples, judged_rate: float) -> Iterator[_Group]:
     for epoch in np.unique(examples.epoch_M):
         for judged in (False, True):
             rows = np.flatnonzero((examples.epoch_M == epoch) & (examples.judged_M == judged))
-            if len(rows):
-                yield _Group(int(epoch), rows, math.ceil(len(rows) * (judged_rate if judged else 1.0)))
+            taken = math.ceil(len(rows) * (judged_rate if judged else 1.0))
+            if taken:
+                yield _Group(int(epoch), rows, taken)
 
 
 def _judged_rate(judged_M: NDArray[np.bool_], share: float) -> float:

@@ -26,7 +26,7 @@ from mrse.model.inputs import concatenated
 from mrse.model.loss import hnst, mnsce
 from mrse.model.matryoshka import prefix
 from mrse.model.retriever import Retriever
-from mrse.training.augment import drop_modalities, hide_words, pseudo_query, shortened
+from mrse.training.augment import drop_modalities, hide_words, pseudo_query, vague_query
 from mrse.training.chunks import in_chunks
 from mrse.training.data import Ints, Shop, Shoppers
 from mrse.training.distributed import ALONE, World
@@ -235,7 +235,7 @@ class Steps:
         query_B = examples.query_M[draw.example_rows]
         made = [pseudo_query(split_words(self.shop.item_strings[item]), rng) for item in draw.self_items]
         vague_rows = self._made_vague(draw, rng)
-        made += [shortened(self.shop.query_strings[query], rng) for query in query_B[vague_rows]]
+        made += [vague_query(self.shop.query_strings[query], rng) for query in query_B[vague_rows]]
         queries, query_place = np.unique(query_B, return_inverse=True)
         positives_P, target_B = np.unique(
             np.concatenate([examples.item_M[draw.example_rows], draw.self_items]), return_inverse=True

@@ -80,8 +80,8 @@ def test_a_prefix_keeps_more_of_the_recall_when_trained_for_it(tiny, tmp_path):
     for name, sizes in (("plain", []), ("nested", [4])):
         config = tiny_shop.config(
             align_steps=15,
-            fuse_steps=50,
-            eval_every=50,
+            fuse_steps=100,
+            eval_every=100,
             keep="last",
             loss={"matryoshka": sizes},
             model={"item_history": False},

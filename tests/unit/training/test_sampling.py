@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from mrse.model.inputs import Texts
-from mrse.training.augment import hide_words, pseudo_query
+from mrse.training.augment import hide_words, pseudo_query, vague_query
 from mrse.training.data import Examples, Shoppers
 from mrse.training.sampling import Exclusions, Sampler, catalogue_items, log_q, pick_hard
 
@@ -39,7 +39,7 @@ def test_a_pass_sees_each_example_once_in_batches_of_one_profile_cut():
     assert second != [draw.example_rows.tolist() for draw in first]
 
 
-def test_judged_examples_keep_to_their_share_and_take_turns():
+def test_judged_examples_keep_to_their_share_and_others_come_in_each_pass():
     judged = [False] * 30 + [True] * 90
     epochs = [-1] * 10 + [0] * 20 + [0] * 90
     sampler = Sampler(examples(range(120), epochs=epochs, judged=judged), 120, 10, 0.0, judged_share=0.25, seed=1)
@@ -53,6 +53,21 @@ def test_judged_examples_keep_to_their_share_and_take_turns():
 @pytest.mark.parametrize(("judged", "share"), [([True] * 6, 0.25), ([True] * 3 + [False] * 3, 0.5)])
 def test_judged_examples_are_all_drawn_without_a_log_or_within_their_share(judged, share):
     assert (Sampler(examples(range(6), judged=judged), 6, 4, 0.0, share, seed=0).rate_M == 1.0).all()
+
+
+def test_no_judged_example_is_drawn_where_their_share_is_nothing():
+    """Also where a profile cut has no other examples."""
+    mixed = examples(range(10), epochs=[0] * 5 + [1] * 5, judged=[False] * 5 + [True] * 5)
+    sampler = Sampler(mixed, 10, 4, 0.0, judged_share=0.0, seed=0)
+    assert sorted(row for step in range(2) for row in sampler.draw(step).example_rows) == [0, 1, 2, 3, 4]
+
+
+def test_a_vague_query_keeps_some_of_its_words_in_their_order():
+    rng = np.random.default_rng(0)
+    made = [vague_query("red linen shirt", rng).split() for _ in range(200)]
+    assert {len(words) for words in made} == {1, 2, 3}
+    assert all(words == [word for word in ("red", "linen", "shirt") if word in words] for words in made)
+    assert vague_query("shirt", rng) == "shirt" and vague_query("", rng) == ""
 
 
 def test_a_draw_depends_on_seed_and_step_alone():
