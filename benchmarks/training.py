@@ -55,7 +55,7 @@ from mrse.training.optimiser import Optimisers
 from mrse.training.steps import Steps
 from mrse.training.train import train
 
-_WORDS, _TITLE_WORDS, _QUERIES, _EXAMPLES, _HISTORY, _REQUESTS = 3000, 8, 3000, 20_000, 20, 200
+_WORDS, _TITLE_WORDS, _QUERIES, _EXAMPLES, _HISTORY, _REQUESTS = 3000, 8, 3000, 20_000, 30, 200
 _ASOF, _WHEN = datetime(2026, 3, 5, tzinfo=UTC), datetime(2026, 3, 6, tzinfo=UTC)
 _WARM = 3
 _TEXT_ONLY: dict[str, Any] = {
