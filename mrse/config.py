@@ -313,9 +313,8 @@ class TrainConfig(Section):
     device: Device = "auto"
     # Of the experts and the fusion while training; auto: bfloat16 where the device is fast at it.
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    compile: bool = (
-        False  # torch.compile of the transformer layers; the numbers are those of the plain run, up to rounding
-    )
+    # torch.compile of the transformer layers; the numbers are those of the plain run, up to rounding
+    compile: bool = False
     clip: PositiveFloat = 1.0  # largest norm of the gradient
     expert_learning_rate_share: Share = 0.3  # of learning_rate, for the experts while the fusion is trained
     # Of the experts' rate, for a given text encoder (`build_features.text_encoder`): what it knows must not be lost.

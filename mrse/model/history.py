@@ -1,9 +1,10 @@
-"""What history says: attention over the items a shopper engaged with, and over the queries that led to an item.
+"""What history says: attention over the items a shopper engaged with and the taste they show, and attention over the
+queries that led to an item.
 
 Both read expert outputs from a bank, not raw text: an item that a thousand shoppers touched is encoded once
 (arXiv 2408.14968, user portraits on the level of modalities).
 
-Shapes: B rows, M remembered things, E experts, X = M * E, H hidden size.
+Shapes: B rows, M remembered things, E experts, X = M * E, H hidden size, W = E * H.
 """
 
 from __future__ import annotations
