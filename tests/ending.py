@@ -13,7 +13,8 @@ ENDS = {
 }
 
 if __name__ == "__main__":
-    print(os.environ["RANK"], os.environ["WORLD_SIZE"], os.environ["OMP_NUM_THREADS"], file=sys.stderr)
+    said = " ".join(os.environ[name] for name in ("RANK", "WORLD_SIZE", "OMP_NUM_THREADS"))
+    os.write(2, f"{said}\n".encode())  # one write: two processes share the file
     if os.environ["RANK"] == "1":
         ENDS[sys.argv[1]]()
     elif sys.argv[1] != "well":
