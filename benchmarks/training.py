@@ -72,7 +72,7 @@ _LOADING = {
     ("sampling.py", "pick_hard"),
     ("augment.py", "pseudo_query"),
     ("augment.py", "hide_words"),
-    ("augment.py", "vague_query"),
+    ("augment.py", "vague_pairs"),
     ("augment.py", "drop_modalities"),
     ("retriever.py", "query_texts"),
     ("inputs.py", "batch"),

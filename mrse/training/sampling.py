@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from mrse.training.data import Examples, Floats, Ints
 
 # Streams of random numbers, so that no two choices of a step are one.
-_ORDER, _SELF, _CATALOGUE, LOGGED, PSEUDO, MINED = range(6)
+_ORDER, _SELF, _CATALOGUE, LOGGED, PSEUDO, MINED, VAGUE = range(7)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ the vectors, N items.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -26,12 +26,12 @@ from mrse.model.inputs import concatenated
 from mrse.model.loss import hnst, mnsce
 from mrse.model.matryoshka import prefix
 from mrse.model.retriever import Retriever
-from mrse.training.augment import drop_modalities, hide_words, pseudo_query, vague_query
+from mrse.training.augment import drop_modalities, hide_words, pseudo_query, vague_pairs
 from mrse.training.chunks import in_chunks
 from mrse.training.data import Ints, Shop, Shoppers
 from mrse.training.distributed import ALONE, World
 from mrse.training.mining import Mined, Miner
-from mrse.training.sampling import PSEUDO, Draw, Exclusions, Sampler, catalogue_items, log_q, pick_hard
+from mrse.training.sampling import PSEUDO, VAGUE, Draw, Exclusions, Sampler, catalogue_items, log_q, pick_hard
 
 _BANK_BATCH = 512
 START_SAMPLE = 4096
@@ -145,7 +145,7 @@ class Steps:
     def align(self, step: int) -> dict[str, Tensor]:
         """Phase 1: each expert alone matches queries and items by a softmax over the batch; their mean."""
         draw = self.sampler.draw(step)
-        batch = self._encode(draw, step)
+        batch = self._encode(draw, step, {})  # no shopper is read who could tell what a vague query does not
         excluded_BP = self._excluded(draw, batch, batch.positives_P)
         log_q_P = self._log_q(draw, batch.positives_P, 0)
         losses = {
@@ -172,15 +172,17 @@ class Steps:
         """
         loss = self.config.loss
         draw = self.sampler.draw(step)
-        batch = self._encode(draw, step)
+        vague = self._vague(draw, step)
+        batch = self._encode(draw, step, vague)
         positives_P, target_B = batch.positives_P, self._there(batch.target_B)
         drawn = catalogue_items(self.config.seed, step, len(self._counts_N), loss.catalogue_negatives)
         items_C = np.concatenate([positives_P, drawn[~np.isin(drawn, positives_P)]])
         hard_BK = self._hard(draw, step, banks.mined)
+        hard_BK[list(vague)] = -1  # what the whole query does not want may be a good answer to fewer words
         hard_J = np.unique(hard_BK[hard_BK >= 0])
         with self.precision():
             fresh_PD, banked_CD, hard_JD = self._fuse_items(batch, items_C, hard_J, draw, banks)
-            query_BD = self.model.fuse_queries(batch.query_BEH, self._shopper_memory(draw, banks)).vector_BD
+            query_BD = self.model.fuse_queries(batch.query_BEH, self._shopper_memory(draw, banks, vague)).vector_BD
         weight_B = self._weights(draw)
         parts: dict[str, Tensor] = {}
         if loss.alpha:
@@ -229,13 +231,12 @@ class Steps:
         by_size = {f"mnsce_{size}": value for size, value in (short | {query_BD.shape[1]: whole}).items()}
         return {"mnsce": total, **by_size}
 
-    def _encode(self, draw: Draw, step: int) -> Encoded:
+    def _encode(self, draw: Draw, step: int, vague: Mapping[int, str]) -> Encoded:
         examples, config = self.shop.examples, self.config.model
         rng = np.random.default_rng([self.config.seed, PSEUDO, step])
         query_B = examples.query_M[draw.example_rows]
         made = [pseudo_query(split_words(self.shop.item_strings[item]), rng) for item in draw.self_items]
-        vague_rows = self._made_vague(draw, rng)
-        made += [vague_query(self.shop.query_strings[query], rng) for query in query_B[vague_rows]]
+        made += vague.values()
         queries, query_place = np.unique(query_B, return_inverse=True)
         positives_P, target_B = np.unique(
             np.concatenate([examples.item_M[draw.example_rows], draw.self_items]), return_inverse=True
@@ -245,7 +246,7 @@ class Steps:
             asked = concatenated(asked, self.retriever.query_texts(made).batch(np.arange(len(made))))
         # Rows of examples share the encoding of their query; what is made for this step has its own.
         place_X = len(queries) + np.arange(len(made))
-        query_place[vague_rows] = place_X[len(draw.self_items) :]
+        query_place[list(vague)] = place_X[len(draw.self_items) :]
         row_B = np.concatenate([query_place, place_X[: len(draw.self_items)]])
         asked = hide_words(asked, config.word_dropout)
         # Both sides under one roof: the weights are cast once.
@@ -256,11 +257,15 @@ class Steps:
             positive_PEH = self._encode_items(positives_P)
         return Encoded(query_UEH[self._there(row_B)], positive_PEH, positives_P, target_B)
 
-    def _made_vague(self, draw: Draw, rng: np.random.Generator) -> Ints:
-        """Rows whose shopper must tell what the query no longer does: a share of those with a history."""
-        share = self.config.vague_pairs if self.config.model.user_history else 0.0
-        known_B = (self.shop.examples.shoppers.item_ML[draw.example_rows] >= 0).any(axis=1)
-        return np.flatnonzero(known_B & (rng.random(len(draw.example_rows)) < share))
+    def _vague(self, draw: Draw, step: int) -> dict[int, str]:
+        """By row: queries that lost words, so that the shopper must tell what they no longer do."""
+        if not self.config.model.user_history:
+            return {}
+        examples, rows = self.shop.examples, draw.example_rows
+        queries = [self.shop.query_strings[query] for query in examples.query_M[rows]]
+        known_B = examples.shoppers.item_ML[rows].max(axis=1) >= 0
+        rng = np.random.default_rng([self.config.seed, VAGUE, step])
+        return vague_pairs(queries, known_B, self.config.vague_pairs, rng)
 
     def _encode_items(self, positives_P: Ints) -> Tensor:
         config = self.config.model
@@ -298,7 +303,7 @@ class Steps:
         vector_BD = self.model.fuse_items(own_BEH, memory).vector_BD
         return vector_BD[:fresh], vector_BD[fresh:banked_end], vector_BD[banked_end : banked_end + len(hard_J)]
 
-    def _shopper_memory(self, draw: Draw, banks: Banks) -> Memory | None:
+    def _shopper_memory(self, draw: Draw, banks: Banks, spared: Iterable[int]) -> Memory | None:
         if not self.config.model.user_history:
             return None
         real = shopper_memory(self.shop.examples.shoppers, draw.example_rows, banks)
@@ -309,14 +314,17 @@ class Steps:
                 known_BM=_padded(real.known_BM, rows),
                 action_BM=_padded(real.action_BM, rows),
                 age_BM=_padded(real.age_BM, rows),
-            )
+            ),
+            spared,
         )
 
-    def _forget(self, memory: Memory) -> Memory:
-        keep_B = (torch.rand(len(memory.known_BM)) >= self.config.model.history_dropout).to(self._device)
+    def _forget(self, memory: Memory, spared: Iterable[int] = ()) -> Memory:
+        """Some rows without their history; never the `spared` ones."""
+        keep_B = torch.rand(len(memory.known_BM)) >= self.config.model.history_dropout
+        keep_B[list(spared)] = True
         return Memory(
             memory.memory_BMEH,
-            memory.known_BM & keep_B[:, None],
+            memory.known_BM & keep_B.to(self._device)[:, None],
             memory.action_BM,
             memory.age_BM,
             memory.weight_BM,

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from mrse.model.inputs import Texts
-from mrse.training.augment import hide_words, pseudo_query, vague_query
+from mrse.training.augment import hide_words, pseudo_query, vague_pairs, vague_query
 from mrse.training.data import Examples, Shoppers
 from mrse.training.sampling import Exclusions, Sampler, catalogue_items, log_q, pick_hard
 
@@ -68,6 +68,16 @@ def test_a_vague_query_keeps_some_of_its_words_in_their_order():
     assert {len(words) for words in made} == {1, 2, 3}
     assert all(words == [word for word in ("red", "linen", "shirt") if word in words] for words in made)
     assert vague_query("shirt", rng) == "shirt" and vague_query("", rng) == ""
+
+
+def test_vague_pairs_are_of_shoppers_with_a_history_whose_query_lost_a_word():
+    queries = ["red linen shirt", "shirt", "blue wool coat"] * 100
+    known = np.arange(300) >= 150
+    made = vague_pairs(queries, known, 1.0, np.random.default_rng(0))
+    assert set(made) < set(np.flatnonzero(known)) and 75 < len(made) < 100  # all words are kept in one of eight
+    assert all(made[row] != queries[row] and made[row].split()[0] in queries[row] for row in made)
+    assert 5 < len(vague_pairs(queries, known, 0.2, np.random.default_rng(0))) < 35
+    assert vague_pairs(queries, known, 0.0, np.random.default_rng(0)) == {}
 
 
 def test_a_draw_depends_on_seed_and_step_alone():

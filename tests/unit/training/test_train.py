@@ -204,6 +204,51 @@ def test_hard_negatives_count_by_their_share(tiny, fresh_retriever):
         assert parts["loss"] == pytest.approx(parts["mnsce"] + 0.5 * share * parts["hnst"], rel=1e-6)
 
 
+def test_vague_queries_keep_their_history_and_have_no_hard_negatives(tiny, monkeypatch):
+    """The log's or mined ones; where every other history is forgotten, theirs is not."""
+    torch.manual_seed(0)
+    loss = {"hard_negatives": 2, "mine": {"first": 1, "last": 30}}
+    config = tiny_shop.config(vague_pairs=1.0, loss=loss, model={"history_dropout": 1.0})
+    retriever = Retriever.create(config.model, tiny / "features")
+    shop = load_shop(retriever, tiny / "features", tiny / "clean", tiny / "profiles", 0.7, 1000)
+    steps = steps_module.Steps(config, retriever, shop)
+    seen = {}
+
+    def record(name, real, take):
+        def call(*args):
+            seen[name] = take(args)
+            return real(*args)
+
+        return call
+
+    made = steps_module.vague_pairs
+    monkeypatch.setattr(steps_module, "vague_pairs", lambda *args: seen.setdefault("vague", made(*args)))
+    monkeypatch.setattr(steps_module, "hnst", record("hard", steps_module.hnst, lambda args: args[3].any(dim=1)))
+    fuse_queries = steps.model.fuse_queries
+    known = record("known", fuse_queries, lambda args: args[1].known_BM.any(dim=1))
+    monkeypatch.setattr(steps.model, "fuse_queries", known)
+    banks = steps.refresh()
+    banks.mined = steps.mine(banks, 0)
+    seen.clear()
+    steps.fuse(0, banks)
+    rows = steps.sampler.draw(0).example_rows
+    assert 10 < len(seen["vague"]) < len(rows)
+    assert seen["known"].nonzero().flatten().tolist() == list(seen["vague"])
+    assert seen["hard"].nonzero().flatten().tolist() == [row for row in range(len(rows)) if row not in seen["vague"]]
+
+
+def test_no_query_is_vague_where_no_shopper_is_read(tiny, fresh_retriever, monkeypatch):
+    shop = load_shop(fresh_retriever, tiny / "features", tiny / "clean", tiny / "profiles", 0.7, 1000)
+    asked, query_texts = [], fresh_retriever.query_texts
+    without = Retriever.create(tiny_shop.config(model={"user_history": False}).model, tiny / "features")
+    for retriever, phase in ((fresh_retriever, "align"), (without, "fuse")):
+        monkeypatch.setattr(retriever, "query_texts", lambda texts: asked.append(texts) or query_texts(texts))
+        config = tiny_shop.config(vague_pairs=1.0, model={"user_history": retriever is not without})
+        steps = steps_module.Steps(config, retriever, shop)
+        steps.align(0) if phase == "align" else steps.fuse(0, steps.refresh())
+        assert len(asked.pop()) == len(steps.sampler.draw(0).self_items) and not asked
+
+
 @pytest.mark.parametrize("lacking", ["pictures", "users", "events", "hard"])
 def test_shops_that_lack_something_train(tmp_path, lacking):
     tiny_shop.write_shop(tmp_path, **{lacking: False})
