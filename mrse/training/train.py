@@ -119,6 +119,9 @@ def train(
     run = Run(config, retriever.to(device), shop, folder, world)
     run.resume()
     say(f"train: {len(shop.examples)} examples, {len(shop.item_ids)} items, {len(shop.requests)} validation requests")
+    say(
+        f"train: a pass reads {run.steps.sampler.logged} examples of the log and {run.steps.sampler.judged} judged ones"
+    )
     run.go()
     fingerprint = world.from_first(lambda: _saved(retriever, out))
     metrics = run.final_metrics() | {f"dropped_{reason}": float(n) for reason, n in shop.dropped.items()}

@@ -91,6 +91,18 @@ def test_a_killed_run_goes_on_to_the_weights_and_curves_of_an_unbroken_one(
     assert resumed.losses == whole.losses and resumed.valid == whole.valid
 
 
+def test_what_a_pass_reads_is_said(tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("MRSE_QUIET", raising=False)
+    tiny_shop.write_shop(tmp_path)
+    path = tmp_path / "profiles/examples.parquet"
+    table = pq.read_table(path)
+    actions = pa.array(["click"] * 150 + [None] * 900)
+    column = table.schema.get_field_index("action")
+    pq.write_table(table.set_column(column, table.schema.field(column), actions), path)
+    run(tmp_path, tmp_path / "out", tiny_shop.config(**QUICK))
+    assert "a pass reads 150 examples of the log and 50 judged ones" in capsys.readouterr().err
+
+
 def test_a_changed_configuration_or_input_starts_anew(tiny, tmp_path):
     config = tiny_shop.config(**QUICK)
     run(tiny, tmp_path / "a", config, tmp_path / "cache")
