@@ -45,6 +45,14 @@ def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
+def replaced(path, name, values):
+    """One column of a file anew."""
+    table = pq.read_table(path)
+    place = table.schema.get_field_index(name)
+    field = table.schema.field(place)
+    pq.write_table(table.set_column(place, field, pa.array(values, field.type)), path)
+
+
 @pytest.fixture(scope="module")
 def unbroken(tiny, tmp_path_factory):
     """A short run, its package and its report."""
@@ -94,11 +102,7 @@ def test_a_killed_run_goes_on_to_the_weights_and_curves_of_an_unbroken_one(
 def test_what_a_pass_reads_is_said(tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("MRSE_QUIET", raising=False)
     tiny_shop.write_shop(tmp_path)
-    path = tmp_path / "profiles/examples.parquet"
-    table = pq.read_table(path)
-    actions = pa.array(["click"] * 150 + [None] * 900)
-    column = table.schema.get_field_index("action")
-    pq.write_table(table.set_column(column, table.schema.field(column), actions), path)
+    replaced(tmp_path / "profiles/examples.parquet", "action", ["click"] * 150 + [None] * 900)
     run(tmp_path, tmp_path / "out", tiny_shop.config(**QUICK))
     assert "a pass reads 150 examples of the log and 50 judged ones" in capsys.readouterr().err
 
@@ -160,10 +164,7 @@ def test_banks_are_made_once_for_the_same_weights(tiny, tmp_path, monkeypatch):
 def test_the_grade_of_relevance_is_configured(tmp_path):
     tiny_shop.write_shop(tmp_path, events=False)
     path = tmp_path / "profiles/requests.parquet"
-    table = pq.read_table(path)
-    gains = pa.array([[0.5] * len(row) for row in table.column("relevant").to_pylist()], pa.list_(pa.float32()))
-    column = table.schema.get_field_index("gains")
-    pq.write_table(table.set_column(column, table.schema.field(column), gains), path)
+    replaced(path, "gains", [[0.5] * len(row) for row in pq.read_table(path).column("relevant").to_pylist()])
     strict = run(tmp_path, tmp_path / "a", tiny_shop.config(**QUICK))
     lax = run(tmp_path, tmp_path / "b", tiny_shop.config(**QUICK, relevant_grade=0.5))
     assert "recall" not in strict.metrics and "recall" in lax.metrics
@@ -409,6 +410,22 @@ def test_the_shop_is_indexed_as_written(tiny, fresh_retriever):
     assert (shop.item_queries(0).query_NK[:, 0] >= 0).sum() == 64
 
 
+def test_kinds_queries_and_judgments_are_told_apart(tmp_path, fresh_retriever):
+    tiny_shop.write_shop(tmp_path)
+    categories = [None, "", "Wear > shirt", "Wear > dress"] * 32
+    queries = ["red  Shirt", "red shirt", "boots"] * 350
+    judged = [False, True, True, False, True] * 210
+    replaced(tmp_path / "clean/items.parquet", "category", categories)
+    replaced(tmp_path / "profiles/examples.parquet", "query", queries)
+    replaced(tmp_path / "profiles/examples.parquet", "action", [None if people else "click" for people in judged])
+    shop = load_shop(fresh_retriever, tmp_path / "features", tmp_path / "clean", tmp_path / "profiles", 0.7, 1000)
+    none, empty, shirt, dress = shop.category_N[:4]
+    assert none == empty and len({empty, shirt, dress}) == 3 and shop.category_N.tolist() == [*shop.category_N[:4]] * 32
+    assert [shop.query_strings[row] for row in shop.examples.query_M] == ["red shirt", "red shirt", "boots"] * 350
+    assert len(set(shop.query_strings)) == len(shop.query_strings) == len(shop.query_texts)
+    assert shop.examples.judged_M.tolist() == judged
+
+
 def test_histories_are_as_long_as_the_model_reads(tiny, tmp_path):
     """Of training, of validation, and of the package that comes out."""
     config = tiny_shop.config(**QUICK, model={"history_length": 2})
@@ -432,10 +449,8 @@ def test_histories_are_as_long_as_the_model_reads(tiny, tmp_path):
 def test_judged_requests_count_only_what_is_good_enough(tmp_path, fresh_retriever):
     tiny_shop.write_shop(tmp_path, events=False)
     path = tmp_path / "profiles/requests.parquet"
-    table = pq.read_table(path)
-    gains = [[1.0, 0.69, *([0.0] * (len(row) - 2))] for row in table.column("relevant").to_pylist()]
-    column = table.schema.get_field_index("gains")
-    pq.write_table(table.set_column(column, table.schema.field(column), pa.array(gains, pa.list_(pa.float32()))), path)
+    relevant = pq.read_table(path).column("relevant").to_pylist()
+    replaced(path, "gains", [[1.0, 0.69, *([0.0] * (len(row) - 2))] for row in relevant])
     inputs = (fresh_retriever, tmp_path / "features", tmp_path / "clean", tmp_path / "profiles", 0.7)
     assert {len(relevant) for relevant in load_shop(*inputs, 1000).requests.relevant} == {1}
     assert len(load_shop(*inputs, 10).requests) == 10
