@@ -51,7 +51,8 @@ def test_attention_is_its_formula():
 def test_taste_is_its_formula():
     taste = Taste(E, H)
     torch.nn.init.normal_(taste.usual_EH)
-    torch.nn.init.normal_(taste.apart_WW)
+    apart = torch.randn(E * H, E * H)
+    taste.metric_WW.copy_(apart.T @ apart / (E * H))
     memory, bias = unit(2, 4, E, H), torch.randn(2, 4, E, generator=torch.Generator().manual_seed(1))
     known = torch.tensor([[True, True, False, True], [False, False, False, False]])
     got = taste(memory, bias, known)
@@ -59,7 +60,7 @@ def test_taste_is_its_formula():
     for e in range(E):
         weight = bias[0, :, e].exp() * known[0]
         means.append((weight[:, None] * (memory[0, :, e] - taste.usual_EH[e])).sum(dim=0) / (weight.sum() + 2.0))
-    assert torch.allclose(got[0].flatten(), taste.apart_WW @ torch.cat(means), atol=1e-5)
+    assert torch.allclose(got[0].flatten(), taste.metric_WW @ torch.cat(means), atol=1e-5)
     assert (got[1] == 0).all()
 
 

@@ -492,7 +492,7 @@ def test_an_older_package_is_replaced_whole(tiny, tmp_path):
     out.mkdir()
     (out / "stale.txt").write_text("of an earlier run")
     run(tiny, out, tiny_shop.config(**QUICK))
-    assert not (out / "stale.txt").exists() and json.loads((out / "config.json").read_text())["format"] == 2
+    assert not (out / "stale.txt").exists() and json.loads((out / "config.json").read_text())["format"] == 3
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
