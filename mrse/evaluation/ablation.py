@@ -33,6 +33,7 @@ from mrse.evaluation.scoring import Embedded, Result
 from mrse.evaluation.variants import Variant, choose, full_model, make_variant, write_profiles
 from mrse.evaluation.window import Source
 from mrse.jsonfile import read_json, write_json
+from mrse.layout import CLEAN, FEATURES, PROFILES
 from mrse.model.retriever import Retriever
 from mrse.profiles import tables
 from mrse.progress import say
@@ -150,9 +151,9 @@ def run_ablation(
     chosen = choose(params, only)
     inputs = read_inputs(params.gate, workspace)
     if not len(inputs.asked):
-        raise DataError(f"{workspace / 'data/profiles/requests.parquet'}: no test request to score ablations on")
+        raise DataError(f"{workspace / PROFILES / 'requests.parquet'}: no test request to score ablations on")
     runner = Runner(params, workspace, out, inputs)
-    features = workspace / "data/features"
+    features = workspace / FEATURES
     full = full_model(params, features, steps_share)
     variants = [full, *(make_variant(params, group, name, full, features) for name, group in chosen.items())]
     seed_list = [params.train.seed + number for number in range(seeds)]
@@ -215,15 +216,14 @@ class Runner:
     def _train_and_score(self, run: Run) -> None:
         scratch = run.folder / "scratch"
         shutil.rmtree(scratch, ignore_errors=True)
-        data = self._workspace / "data"
-        profiles = data / "profiles"
+        profiles = self._workspace / PROFILES
         if run.variant.data != DataChange():
             write_profiles(run.variant.data, profiles, scratch / "profiles")
             profiles = scratch / "profiles"
         report = train(
             run.config,
-            features=data / "features",
-            clean=data / "clean",
+            features=self._workspace / FEATURES,
+            clean=self._workspace / CLEAN,
             profiles=profiles,
             workspace=self._workspace,
             out=scratch / "package",
@@ -298,8 +298,7 @@ def _lifts(
 
 
 def _data_files(workspace: Path) -> list[Path]:
-    data = workspace / "data"
-    files = training.input_files(data / "features", data / "clean", data / "profiles")
+    files = training.input_files(workspace / FEATURES, workspace / CLEAN, workspace / PROFILES)
     missing = [str(path) for path in files if not path.is_file()]
     if missing:
         raise DataError(f"{', '.join(missing)}: no such file; run `dvc repro build_features` first")
