@@ -10,8 +10,7 @@ Shapes: B rows, M remembered things, E experts, X = M * E, H hidden size, W = E 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -43,10 +42,8 @@ class Memory:
 
     def to(self, device: torch.device) -> Memory:
         """The same on a device."""
-        moved: dict[str, Any] = {
-            name: None if x is None else x.to(device, non_blocking=True) for name, x in vars(self).items()
-        }
-        return Memory(**moved)
+        there = {name: x.to(device, non_blocking=True) for name, x in vars(self).items() if x is not None}
+        return replace(self, **there)
 
 
 class TargetAttention(nn.Module):
