@@ -322,7 +322,9 @@ def trained_memory(folder: Path) -> dict[str, float]:
     watcher.start()
     started = time.perf_counter()
     data = {name: folder / name for name in ("features", "clean", "profiles")}
-    report = train(TrainConfig.model_validate(_SMALL_RUN), **data, workspace=folder, out=folder / "package")
+    report = train(
+        TrainConfig.model_validate(_SMALL_RUN), **data, workspace=folder, out=folder / "package", device=pick("auto")
+    )
     ended.set()
     watcher.join()
     return {

@@ -26,8 +26,8 @@ def body(params: Params, workspace: Path) -> str:
     if processes > 1 and "WORLD_SIZE" not in os.environ:
         distributed.start(processes, "components.train", "--workspace", str(workspace))
         return f"{processes} processes are done"
-    services = params.services.under(workspace)
-    with distributed.joined(params.train.process_timeout_seconds, pick(params.train.device)) as world:
+    services, device = params.services.under(workspace), pick(params.train.device)
+    with distributed.joined(params.train.process_timeout_seconds, device) as world:
         report = train(
             params.train,
             features=workspace / FEATURES,
@@ -37,6 +37,7 @@ def body(params: Params, workspace: Path) -> str:
             out=workspace / CHALLENGER_PACKAGE,
             cache_dir=Path(services.cache_dir),
             world=world,
+            device=device,
         )
     if not world.first:
         return "the first process writes and registers"

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from mrse.config import DataChange, GateConfig, Params, TrainConfig
 from mrse.data.contract import write_parquet
@@ -220,6 +221,7 @@ class Runner:
         if run.variant.data != DataChange():
             write_profiles(run.variant.data, profiles, scratch / "profiles")
             profiles = scratch / "profiles"
+        device = pick(run.config.device)
         report = train(
             run.config,
             features=self._workspace / FEATURES,
@@ -228,8 +230,9 @@ class Runner:
             workspace=self._workspace,
             out=scratch / "package",
             cache_dir=self._cache,
+            device=device,
         )
-        for source, result in self._score(run, scratch / "package").items():
+        for source, result in self._score(run, scratch / "package", device).items():
             write_parquet(_per_request(result), run.folder / f"{source}.parquet")
         write_curves(report, run.folder)
         shutil.rmtree(scratch)
@@ -238,9 +241,9 @@ class Runner:
         if report.checkpoints is not None:
             checkpoint.clear(report.checkpoints)
 
-    def _score(self, run: Run, package: Path) -> dict[Source, Result]:
+    def _score(self, run: Run, package: Path, device: torch.device) -> dict[Source, Result]:
         asof = self.inputs.window.asof
-        retriever = Retriever.load(package).to(pick(run.config.device))
+        retriever = Retriever.load(package).to(device)
         embedded = Embedded(run.variant.name, retriever, self._workspace, self._cache, asof)
         return {source: embedded.score(asked, self._gate.k) for source, asked in self.inputs.sources.items()}
 

@@ -34,7 +34,7 @@ from mrse.training.mining import Mined, Miner
 from mrse.training.sampling import PSEUDO, VAGUE, Draw, Exclusions, Sampler, catalogue_items, log_q, pick_hard
 
 _BANK_BATCH = 512
-START_SAMPLE = 4096
+_FUSION_SAMPLE = 4096
 _ROWS = 64
 
 
@@ -127,7 +127,7 @@ class Steps:
 
     def start_fusion(self, banks: Banks) -> None:
         """Start the fusion from what the experts say of a sample of the items, of which the category is the kind."""
-        rows = np.linspace(0, len(banks.items_NEH) - 1, START_SAMPLE).astype(np.int64)
+        rows = np.linspace(0, len(banks.items_NEH) - 1, _FUSION_SAMPLE).astype(np.int64)
         sample_BEH = banks.items_NEH[self._there(rows)].float()
         self.model.start_fusion(sample_BEH, self._there(self.shop.category_N[rows]))
 
