@@ -284,8 +284,8 @@ class Steps:
 
     def _encode_shares(self, encode: Callable[[int, int], Tensor], rows: int) -> Tensor:
         """Every process its share of the rows, in chunks."""
-        size = self.config.chunk_size
-        return self.world.encode(lambda start, stop: in_chunks(encode, start, stop, size), rows)
+        size, device = self.config.chunk_size, self._device
+        return self.world.encode(lambda start, stop: in_chunks(encode, start, stop, size, device), rows)
 
     def _fuse_items(
         self, batch: Encoded, items_C: Ints, hard_J: Ints, draw: Draw, banks: Banks
