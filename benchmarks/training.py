@@ -79,10 +79,9 @@ _LOADING = {
     ("inputs.py", "concatenated"),
     ("encode.py", "batch"),
     ("encode.py", "memory"),
-    ("steps.py", "shopper_memory"),
-    ("steps.py", "_excluded"),
-    ("steps.py", "_log_q"),
-    ("steps.py", "_weights"),
+    ("banks.py", "shopper_memory"),
+    ("batches.py", "excluded"),
+    ("batches.py", "log_q"),
 }
 _SMALL_RUN: dict[str, Any] = {
     "align_steps": 20,

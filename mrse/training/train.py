@@ -24,11 +24,12 @@ from mrse.model import towers
 from mrse.model.retriever import Retriever
 from mrse.progress import say, track
 from mrse.training import checkpoint
+from mrse.training.banks import Banks
 from mrse.training.checkpoint import Checkpoint
 from mrse.training.data import Shop, load_shop
 from mrse.training.distributed import ALONE, World
 from mrse.training.optimiser import Optimisers
-from mrse.training.steps import Banks, Steps
+from mrse.training.steps import Steps
 from mrse.training.valid import check_collapse, evaluate
 
 Row = tuple[int, dict[str, float]]
@@ -122,9 +123,8 @@ def train(
     run = Run(config, retriever.to(device), shop, folder, world)
     run.resume()
     say(f"train: {len(shop.examples)} examples, {len(shop.item_ids)} items, {len(shop.requests)} validation requests")
-    say(
-        f"train: a pass reads {run.steps.sampler.logged} examples of the log and {run.steps.sampler.judged} judged ones"
-    )
+    sampler = run.steps.batches.sampler
+    say(f"train: a pass reads {sampler.logged} examples of the log and {sampler.judged} judged ones")
     run.go()
     fingerprint = world.from_first(lambda: _saved(retriever, out))
     metrics = run.final_metrics() | {f"dropped_{reason}": float(n) for reason, n in shop.dropped.items()}

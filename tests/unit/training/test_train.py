@@ -13,9 +13,10 @@ from mrse.errors import DataError, TrainingFailed
 from mrse.model.arrays import History, HistoryBank
 from mrse.model.retriever import Retriever
 from mrse.profiles import tables
-from mrse.training import checkpoint
+from mrse.training import batches, checkpoint
 from mrse.training import steps as steps_module
 from mrse.training import train as train_module
+from mrse.training.banks import Banks
 from mrse.training.data import load_shop
 from mrse.training.optimiser import Optimisers
 from mrse.training.train import train
@@ -234,8 +235,8 @@ def test_vague_queries_keep_their_history_and_have_no_hard_negatives(tiny, monke
 
         return call
 
-    made = steps_module.vague_pairs
-    monkeypatch.setattr(steps_module, "vague_pairs", lambda *args: seen.setdefault("vague", made(*args)))
+    made = batches.vague_pairs
+    monkeypatch.setattr(batches, "vague_pairs", lambda *args: seen.setdefault("vague", made(*args)))
     monkeypatch.setattr(steps_module, "hnst", record("hard", steps_module.hnst, lambda args: args[3].any(dim=1)))
     fuse_queries = steps.model.fuse_queries
     known = record("known", fuse_queries, lambda args: args[1].known_BM.any(dim=1))
@@ -244,7 +245,7 @@ def test_vague_queries_keep_their_history_and_have_no_hard_negatives(tiny, monke
     banks.mined = steps.mine(banks, 0)
     seen.clear()
     steps.fuse(0, banks)
-    rows = steps.sampler.draw(0).example_rows
+    rows = steps.batches.sampler.draw(0).example_rows
     assert 10 < len(seen["vague"]) < len(rows)
     assert seen["known"].nonzero().flatten().tolist() == list(seen["vague"])
     assert seen["hard"].nonzero().flatten().tolist() == [row for row in range(len(rows)) if row not in seen["vague"]]
@@ -259,7 +260,7 @@ def test_no_query_is_vague_where_no_shopper_is_read(tiny, fresh_retriever, monke
         config = tiny_shop.config(vague_pairs=1.0, model={"user_history": retriever is not without})
         steps = steps_module.Steps(config, retriever, shop)
         steps.align(0) if phase == "align" else steps.fuse(0, steps.refresh())
-        assert len(asked.pop()) == len(steps.sampler.draw(0).self_items) and not asked
+        assert len(asked.pop()) == len(steps.batches.sampler.draw(0).self_items) and not asked
 
 
 @pytest.mark.parametrize("lacking", ["pictures", "users", "events", "hard"])
@@ -474,7 +475,7 @@ def test_no_candidate_shows_a_profile_newer_than_the_example_may_see(tiny, fresh
     monkeypatch.setattr(type(shop), "item_queries", lambda self, epoch: asked.append(epoch) or self.profiles[0])
     banks = steps.refresh()
     for step in range(12):
-        draw = steps.sampler.draw(step)
+        draw = steps.batches.sampler.draw(step)
         steps.fuse(step, banks)
         assert asked[-1] == draw.epoch
         assert set(shop.examples.epoch_M[draw.example_rows].tolist()) == {draw.epoch}
@@ -514,7 +515,7 @@ def test_a_stale_negative_never_meets_a_fresh_positive(tiny, monkeypatch):
     banks = steps.refresh()
     for sign in (1.0, -1.0):
         torch.manual_seed(0)
-        steps.fuse(3, steps_module.Banks(banks.items_NEH * sign, banks.queries_QEH))
+        steps.fuse(3, Banks(banks.items_NEH * sign, banks.queries_QEH))
     (fresh, _), (banked, _), (fresh_again, _), (banked_again, _) = calls
     assert torch.equal(fresh, fresh_again) and not torch.allclose(banked, banked_again)
     assert len(banked) > len(fresh)
