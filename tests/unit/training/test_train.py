@@ -207,6 +207,22 @@ def test_every_mechanism_can_be_switched(tiny, tmp_path, change):
     assert loaded.encode_catalogue(tiny_shop.catalogue()).vectors.shape == (128, 32)
 
 
+def test_judged_positives_are_expected_as_often_as_they_are_drawn(tmp_path, fresh_retriever):
+    """logQ, and the sampling: 150 examples of the log and 50 of the 900 judged ones in a pass."""
+    tiny_shop.write_shop(tmp_path)
+    replaced(tmp_path / "profiles/examples.parquet", "action", ["click"] * 150 + [None] * 900)
+    shop = load_shop(fresh_retriever, tmp_path / "features", tmp_path / "clean", tmp_path / "profiles", 0.7, 1000)
+    batches = steps_module.Steps(tiny_shop.config(self_pairs=0.0), fresh_retriever, shop).batches
+    expected = np.zeros(128)
+    for item, judged in zip(shop.examples.item_M, shop.examples.judged_M, strict=True):
+        expected[item] += 50 / 900 if judged else 1.0
+    batch = batches.make(0, reads_shoppers=False)
+    found = np.exp(batches.log_q(batch, np.arange(128), drawn=0))
+    assert found == pytest.approx(np.maximum(len(batch.row_B) * expected / expected.sum(), 1e-9), rel=0.05)
+    by_examples = np.bincount(shop.examples.item_M, minlength=128)
+    assert not np.allclose(found, len(batch.row_B) * by_examples / by_examples.sum(), rtol=0.3)
+
+
 def test_hard_negatives_count_by_their_share(tiny, fresh_retriever):
     shop = load_shop(fresh_retriever, tiny / "features", tiny / "clean", tiny / "profiles", 0.7, 1000)
     loss = {"beta": 0.5, "hard_share": {"start": 0.0, "end": 0.8}}
