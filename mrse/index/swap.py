@@ -36,6 +36,9 @@ from mrse.jsonfile import read_handed, write_json
 from mrse.layout import CHALLENGER_JSON, DECISION, INDEX_JSON, LIVE_JSON, SERVING
 from mrse.progress import say
 
+_AGAIN = (
+    "dvc repro --force --single-item build_index"  # without the last flag, the stages before it would run again too
+)
 _ABANDONED = timedelta(hours=24)  # a collection still unverified after this long is nobody's work any more
 
 
@@ -245,7 +248,7 @@ def _promised(store: Store, index: dict[str, Any], challenger: dict[str, Any]) -
     found = store.stamp(name)
     if found is None or not found.same_build(wanted):
         state = "is gone" if found is None else "was built anew by another run"
-        raise IndexFailed(f"collection {name} {state}; run build_index again (`dvc repro --force build_index`)")
+        raise IndexFailed(f"collection {name} {state}; run build_index again (`{_AGAIN}`)")
     if found.state != "verified":
         raise IndexFailed(f"collection {name} was never verified; run build_index again")
     store.load(name)
