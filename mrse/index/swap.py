@@ -36,9 +36,8 @@ from mrse.jsonfile import read_handed, write_json
 from mrse.layout import CHALLENGER_JSON, DECISION, INDEX_JSON, LIVE_JSON, SERVING
 from mrse.progress import say
 
-_AGAIN = (
-    "dvc repro --force --single-item build_index"  # without the last flag, the stages before it would run again too
-)
+# Without the last flag DVC would run the stages before it again, too.
+_AGAIN = "dvc repro --force --single-item build_index"
 _ABANDONED = timedelta(hours=24)  # a collection still unverified after this long is nobody's work any more
 
 
