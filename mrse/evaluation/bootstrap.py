@@ -18,7 +18,7 @@ Legend of the shape suffixes: R resamples, C clusters, S statistics.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import exp, factorial, sqrt
 from statistics import NormalDist
@@ -192,3 +192,55 @@ def _expanded_percentile(values_R: Floats, clusters: int, alpha: float) -> tuple
 def _detectable(error: float, alpha: float, delta: float) -> float:
     """Smallest true lift whose estimate clears both zero (with its interval) and `delta` four times in five."""
     return max(_NORMAL.inv_cdf(1.0 - alpha / 2) * error, delta) + _NORMAL.inv_cdf(_POWER) * error
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Sums of columns over requests: of all of them (1,), and of each resample (R,), by column."""
+
+    totals: Mapping[str, Floats]
+    drawn: Mapping[str, Floats]
+    clusters: int
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure with its interval; `None` stands for a number that the data cannot give."""
+
+    value: float | None
+    lower: float | None
+    upper: float | None
+
+
+def resampled_sums(
+    columns: Mapping[str, Floats], clusters: npt.NDArray[np.int64], *, resamples: int, seed: int
+) -> Draws:
+    """What any function of sums takes its interval from, such as a ratio of two weighted sums.
+
+    Args:
+        columns: finite values (Q,) by name.
+        clusters: the cluster of each request (Q,), any integers.
+        resamples: number of resamples.
+        seed: equal seeds give equal draws.
+    """
+    codes = np.unique(clusters, return_inverse=True)[1].astype(np.int64)
+    total = int(codes.max(initial=-1)) + 1
+    sums = [np.bincount(codes, weights=column, minlength=total) for column in columns.values()]
+    sums_CS = np.stack(sums, axis=1).astype(np.float64)
+    drawn_RS = _resample(sums_CS, resamples, seed)
+    totals = {name: sums_CS[:, [at]].sum(axis=0) for at, name in enumerate(columns)}
+    return Draws(totals, {name: drawn_RS[:, at] for at, name in enumerate(columns)}, total)
+
+
+def estimate(
+    draws: Draws, statistic: Callable[[Mapping[str, Floats]], Floats], alpha: float, min_clusters: int = MIN_CLUSTERS
+) -> Estimate:
+    """A statistic of the sums with its interval; none with few clusters, or where a resample does not define it."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        value = float(statistic(draws.totals)[0])
+        values_R = statistic(draws.drawn)
+    if not np.isfinite(value):
+        return Estimate(None, None, None)
+    if draws.clusters < min_clusters or not np.isfinite(values_R).all():
+        return Estimate(value, None, None)
+    return Estimate(value, *_expanded_percentile(values_R, draws.clusters, alpha))

@@ -31,10 +31,12 @@ _THUMB = 72
 
 @dataclass(frozen=True)
 class ItemTable:
-    """The catalogue in ascending order of ids: ids, titles, picture references, and the words that BM25 knows."""
+    """The catalogue in ascending order of ids; `texts` are the words that BM25 knows."""
 
     ids: list[str]
     titles: list[str]
+    categories: list[str | None]
+    prices: list[float | None]
     images: list[str | None]
     texts: list[str]
 
