@@ -31,8 +31,8 @@ class Interleaved:
 
 
 def overlap(one_QK: Ranking, other_QK: Ranking, k: int) -> Floats:
-    """Share of the top `k` that both lists hold (Q,)."""
-    share_Q: Floats = _shared(one_QK[:, :k], other_QK[:, :k]).sum(axis=1) / k
+    """Share of one's top `k` that the other holds anywhere (Q,)."""
+    share_Q: Floats = _shared(one_QK[:, :k], other_QK).sum(axis=1) / k
     return share_Q
 
 

@@ -45,6 +45,12 @@ class ItemTable:
         """Which items name a picture (N,)."""
         return np.array([image is not None for image in self.images], dtype=bool)
 
+    @property
+    def price_values(self) -> Floats | None:
+        """Prices (N,), NaN where unknown; None where the catalogue has none."""
+        prices_N = np.array(self.prices, dtype=np.float64)  # None becomes NaN
+        return prices_N if np.isfinite(prices_N).any() else None
+
 
 @dataclass(frozen=True)
 class Evidence:

@@ -13,7 +13,8 @@ OTHER = np.array([[2, 7, 0, 8], [EMPTY] * 4], dtype=np.int32)
 
 def test_overlap_counts_what_both_hold() -> None:
     assert overlap(ONE, OTHER, 4).tolist() == [0.5, 0.0]
-    assert overlap(ONE, OTHER, 2).tolist() == [0.0, 0.0]
+    assert overlap(ONE, OTHER[:, :2], 2).tolist() == [0.0, 0.0]
+    assert overlap(ONE, OTHER, 2).tolist() == [0.5, 0.0]
 
 
 def test_recall_on_what_the_other_list_lacks() -> None:
