@@ -142,8 +142,8 @@ def write_shop(workspace: Path, flavour: str | None, events: bool = True, judged
     pq.write_table(pa.Table.from_pylist(known if events else [], tables.ITEMS), profiles / "items.parquet")
     if events:
         left_alone = [
-            {"event_time": ASOF, "session_id": f"s{at}", "user_id": None, "query": "red shirt", "item_id": f"i{place:03}",
-             "position": place + 1, "action": "impression", "relevance": None, "propensity": 0.25}
+            {"event_time": ASOF, "session_id": f"s{at}", "query": "red shirt", "item_id": f"i{place:03}",
+             "position": place + 1, "action": "impression", "propensity": 0.25}
             for at in range(30) for place in range(6)
         ]  # fmt: skip
         write_parquet(pa.Table.from_pylist(left_alone, EVENTS), clean / "events/dt=2026-03-13/part-0.parquet")
@@ -314,6 +314,7 @@ def test_the_report_is_one_file_that_states_the_essentials(tmp_path: Path) -> No
     assert 'src="http' not in html and "<script" not in html and "<link" not in html
     assert decision["window"]["hash"] in html and decision["challenger"]["fingerprint"] in html
     assert html.count('<article class="case">') >= 10
+    assert "CTR, doubly robust" in html and "Gini index of exposure" in html and "ordered recall@5" in html
     assert [p.name for p in (tmp_path / "reports/gate").iterdir()] == ["index.html"]
 
 
