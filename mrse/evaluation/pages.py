@@ -41,10 +41,10 @@ _LOGGED = ["event_time", "session_id", "user_id", "query", "item_id", "position"
 
 @dataclass(frozen=True)
 class Log:
-    """The pages and what was asked for each, column by column; an id is `None` where the request has no engagement."""
+    """The pages and what was asked for each, column by column; ids are those of `requests.parquet`."""
 
     pages: Pages
-    request_ids: list[str | None]
+    request_ids: list[str]
     queries: list[str]
     histories: list[History | None]
     left_out: dict[str, int]
@@ -155,6 +155,11 @@ def _sampled(batch: pa.RecordBatch, share: float) -> pa.RecordBatch:
     return batch.filter(within.take(codes.indices))
 
 
+def request_id(session: str, query: str) -> str:
+    """How `build_profiles` names a request of the test days."""
+    return "e-" + hashlib.md5(f"test\n{session}\n{query}".encode(), usedforsecurity=False).hexdigest()[:16]
+
+
 def _place(name: str) -> float:
     """Where a name falls between 0 and 1, the same on every machine."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
@@ -175,7 +180,7 @@ def _row(group: dict[str, Any], history: list[tuple[str, str, datetime]]) -> dic
     earlier = [(item, action, (at - when).total_seconds() / 3600.0) for item, action, when in history if when < at]
     items, actions, ages = ([entry[column] for entry in earlier] for column in range(3))
     return {
-        "request_id": None,
+        "request_id": request_id(group["session_id"], group["query"]),
         "query": group["query"],
         "user_id": group["user_id_max"],
         "hist_items": items,

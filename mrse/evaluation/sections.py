@@ -104,7 +104,7 @@ def _by_traffic(
 def page_lists(log: Log, asked: Asked, ranking_QK: Ranking, search: Search) -> Ranking:
     """A system's answer to each page of the log (P, L): taken from its ranking where the request is in it."""
     row_of = {request: row for row, request in enumerate(asked.request_ids)}
-    rows_P = np.array([-1 if name is None else row_of.get(name, -1) for name in log.request_ids], dtype=np.int64)
+    rows_P = np.array([row_of.get(name, -1) for name in log.request_ids], dtype=np.int64)
     lists_PL = np.full((len(log), SLOTS), EMPTY, dtype=np.int32)
     lists_PL[rows_P >= 0] = ranking_QK[rows_P[rows_P >= 0], :SLOTS]
     rest = np.flatnonzero(rows_P < 0)
@@ -127,13 +127,14 @@ def experiment(
         challenger, reference: their answers to the deciding requests.
     """
     return {
-        "replay": _replay(config, inputs, log, lists),
+        "replay": replay_log(config, inputs, log, lists),
         "interleaving": _interleaving(config, inputs.asked, log, challenger, reference),
         "lists": _lists(config, inputs.asked, log, lists, challenger, reference),
     }
 
 
-def _replay(config: GateConfig, inputs: Inputs, log: Log, lists: Mapping[str, Ranking]) -> dict[str, Any] | None:
+def replay_log(config: GateConfig, inputs: Inputs, log: Log, lists: Mapping[str, Ranking]) -> dict[str, Any] | None:
+    """`replay` of two systems' answers to the pages; None where there are no pages to replay."""
     if not len(log) or inputs.clicks is None:
         return None
     cells = Cells(inputs.items.texts, inputs.clicks)

@@ -10,7 +10,7 @@ import pytest
 
 from mrse.data.contract import EVENTS, write_parquet
 from mrse.errors import DataError
-from mrse.evaluation.pages import SLOTS, Cells, read_pages
+from mrse.evaluation.pages import SLOTS, Cells, read_pages, request_id
 from mrse.evaluation.ranking import EMPTY
 from mrse.profiles import tables
 
@@ -68,7 +68,7 @@ def test_a_page_without_an_engagement_comes_from_the_events_of_the_test_days(tmp
         event("s4", "old", "a", 1, event_time=ASOF - timedelta(hours=1)),
     ]
     log = read_pages(*write(tmp_path, [], events), IDS, ASOF, 10)
-    assert (log.request_ids, log.queries) == ([None], ["blue"])
+    assert (log.request_ids, log.queries) == ([request_id("s1", "blue")], ["blue"])
     assert log.pages.items_PL[0, :2].tolist() == [3, 1] and log.pages.propensities_PL[0, :2].tolist() == [0.125, 0.5]
     assert not log.pages.clicked_PL.any()
     history = log.histories[0]
@@ -93,12 +93,15 @@ def test_a_page_that_cannot_be_weighed_is_left_out_and_counted(tmp_path: Path, b
     assert log.left_out == {"pages without positions or propensities, or shown twice": 1}
 
 
+def test_pages_are_named_as_build_profiles_names_requests() -> None:
+    assert request_id("s20260313-000000", "baseball cap") == "e-f88392965739b92b"  # from a workspace that it made
+
+
 def test_both_kinds_of_pages_are_sampled_alike(tmp_path: Path) -> None:
     requests = [request(f"e-{at}") for at in range(400)]
     events = [event(f"s{at}", "blue", "a", 1) for at in range(600)]
     log = read_pages(*write(tmp_path, requests, events), IDS, ASOF, 100)
-    kept = [name for name in log.request_ids if name is not None]
-    assert len(kept) == 100 and 100 < len(log) - 100 < 200  # a quarter of 600
+    assert log.queries.count("red") == 100 and 100 < log.queries.count("blue") < 200  # a quarter of 400 and of 600
     again = read_pages(tmp_path / "clean", tmp_path / "profiles", IDS, ASOF, 100)
     assert again.request_ids == log.request_ids and np.array_equal(again.pages.clusters_P, log.pages.clusters_P)
 
