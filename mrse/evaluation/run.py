@@ -32,6 +32,7 @@ from mrse.evaluation.report import Evidence, write_report
 from mrse.evaluation.scoring import JUDGED, Embedded, Result, score_bm25, score_fusion
 from mrse.evaluation.slices import DEFINITIONS
 from mrse.evaluation.window import Source
+from mrse.evaluation.wording import shown
 from mrse.jsonfile import read_handed, write_json
 from mrse.model.retriever import Retriever
 from mrse.training.lineage import lineage
@@ -39,6 +40,7 @@ from mrse.training.lineage import lineage
 CHALLENGER, CHAMPION, LEXICAL, FUSION = "challenger", "champion", "bm25", "challenger+bm25"
 _CALLED = {CHALLENGER: "the challenger", CHAMPION: "the champion", LEXICAL: "BM25", FUSION: "the fusion with BM25"}
 _TOP = 10
+_TOLD_BY_THE_EFFECT = {"proven_lift", "no_proven_lift", "worse_than_reference"}
 Results = dict[str, dict[Source, Result]]
 
 
@@ -71,21 +73,27 @@ def run_gate(params: Params, workspace: Path) -> dict[str, Any]:
 
 
 def sentence(decision: Mapping[str, Any]) -> str:
-    """The decision in one sentence that claims no more than was measured."""
-    primary = decision["primary"]
-    what = {
-        "PROMOTE": "PROMOTE: the challenger is worth an online A/B test",
-        "HOLD": "HOLD: nothing shows that the challenger is worth an online A/B test",
-        "REJECT": "REJECT: the challenger is not worth an online A/B test",
+    """The decision in words: the effect first, then what it means, claiming no more than was measured."""
+    means = {
+        "PROMOTE": "the challenger is worth an online A/B test",
+        "HOLD": "nothing shows that the challenger is worth an online A/B test",
+        "REJECT": "the challenger is not worth an online A/B test",
     }[decision["outcome"]]
-    if decision["outcome"] != "PROMOTE" or primary["lift"] is None:
-        return f"{what}. {decision['reasons'][0]['message']}"
-    over = "the champion" if primary["reference_name"] == CHAMPION else "BM25 (there is no champion yet)"
-    metric = primary["metric"].replace("_at_", "@")
-    return (
-        f"{what}: {metric} {primary['challenger']:.3f} against {primary['reference']:.3f} of {over}, "
-        f"{primary['lift']:+.3f} [{primary['lower']:+.3f}, {primary['upper']:+.3f}]."
-    )
+    effect, worst = _effect(decision["primary"]), decision["reasons"][0]
+    said = [means] if effect is None else [effect, means]
+    why = "" if effect is not None and worst["code"] in _TOLD_BY_THE_EFFECT else f" {worst['message']}"
+    return f"{decision['outcome']}: {'; '.join(said)}.{why}"
+
+
+def _effect(primary: Mapping[str, Any]) -> str | None:
+    """The lift, its interval, both means, and the smallest effect beside it; `None` where there is no interval."""
+    if primary["lower"] is None:
+        return None
+    over = "the champion" if primary["reference_name"] == CHAMPION else "BM25 (there is no champion to compare with)"
+    lift = f"{primary['lift']:+.3f} [{primary['lower']:+.3f}, {primary['upper']:+.3f}]"
+    means = f"{primary['challenger']:.3f} against {primary['reference']:.3f}"
+    smallest = f"the window could have shown {primary['mde']:.3f}"
+    return f"{shown(primary['metric'])} {lift} over {over}, {means}, where {smallest}"
 
 
 def _score(config: GateConfig, inputs: Inputs, champion: Champion, workspace: Path, cache: Path) -> Results:
@@ -140,7 +148,7 @@ def _decision(
         "outcome": verdict.outcome,
         "reasons": [reason.as_dict() for reason in verdict.reasons],
         "primary": figures | reference,
-        "slices": {name: _figures(lift) for name, lift in sorted(verdict.slices.items())},
+        "slices": _slices(config, verdict),
         "unavailable_slices": dict(sorted(inputs.slices.unavailable.items())),
         "definitions": DEFINITIONS,
         "guardrails": dict(sorted(config.guardrails.items())),
@@ -156,6 +164,15 @@ def _decision(
         "config": config.model_dump(mode="json"),
     }
     return decision | {"sentence": sentence(decision)}
+
+
+def _slices(config: GateConfig, verdict: Verdict) -> dict[str, Any]:
+    """Each slice's figures, and whether it counts as improved among so many (`p_adjusted`, `improved`)."""
+    claims = gate.slice_claims(verdict.slices, config.alpha)
+    return {
+        name: _figures(lift) | {"p_adjusted": claims[name].p, "improved": claims[name].improved}
+        for name, lift in sorted(verdict.slices.items())
+    }
 
 
 def _figures(lift: Lift | None) -> dict[str, Any]:
