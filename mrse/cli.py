@@ -226,6 +226,19 @@ def rollback(
 
 
 @app.command()
+def force(
+    version: Annotated[int, typer.Argument(help="The model version that the gate did not promote.")],
+    reason: Annotated[str, typer.Option(help="Why it shall go live all the same; kept for good.")] = "",
+    by: Annotated[str, typer.Option(help="The name of who answers for it; kept for good.")] = "",
+) -> None:
+    """Override the gate's newest decision about a version, with a reason and a name."""
+    params, workspace = _load()
+    from mrse.evaluation.override import force as override
+
+    print(override(params.services, workspace, version, reason, by))
+
+
+@app.command()
 def export(
     out: Annotated[Path, typer.Argument(help="The folder to write to; what is in it goes.")],
     model: Annotated[Path | None, typer.Option(help="A model package; default: models/challenger.")] = None,

@@ -122,8 +122,8 @@ def mean_intervals(
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """P-values adjusted for their number: with a chance of at most alpha, any of those that are then at most alpha is an
-    error, however the tests depend on each other.
+    """P-values adjusted for their number: the chance that any that is then at most alpha is an error is at most alpha,
+    however the tests depend on each other.
 
     Source: Holm 1979, the step-down form of Bonferroni.
 

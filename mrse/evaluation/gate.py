@@ -168,6 +168,18 @@ def slice_claims(slices: Mapping[str, Lift], alpha: float) -> dict[str, SliceCla
     return {name: _claim(lift, adjusted.get(name), alpha) for name, lift in slices.items()}
 
 
+def alpha_of_look(alpha: float, look: int) -> float:
+    """The level of the intervals when a window judges its first, second, … challenger.
+
+    An equal model passes an interval of level 1 - a with a chance of a / 2. The levels fall such that these chances add
+    up to alpha over any number of looks, and the first look costs nothing.
+
+    >>> [round(alpha_of_look(0.06, look), 4) for look in (1, 2, 3)]
+    [0.06, 0.02, 0.01]
+    """
+    return 2.0 * alpha / (look * (look + 1))
+
+
 def _claim(lift: Lift, p: float | None, alpha: float) -> SliceClaim:
     return SliceClaim(p, p is not None and p <= alpha and lift.lift is not None and lift.lift > 0)
 

@@ -26,6 +26,8 @@ from mrse.evaluation import gate
 from mrse.evaluation.bootstrap import Lift, Pair, mean_intervals, paired_lifts
 from mrse.evaluation.champion import Champion, find_champion, scratch
 from mrse.evaluation.gate import Kind, Reason, Verdict
+from mrse.evaluation.golden import Golden, find_golden
+from mrse.evaluation.history import identity, look_of, overridden, override_of, read_history
 from mrse.evaluation.inputs import Inputs, read_inputs
 from mrse.evaluation.lexical import BM25
 from mrse.evaluation.report import Evidence, write_report
@@ -39,6 +41,7 @@ from mrse.training.lineage import lineage
 
 CHALLENGER, CHAMPION, LEXICAL, FUSION = "challenger", "champion", "bm25", "challenger+bm25"
 _CALLED = {CHALLENGER: "the challenger", CHAMPION: "the champion", LEXICAL: "BM25", FUSION: "the fusion with BM25"}
+GOLDEN_FOLDER = Path("data/gate/golden")
 _TOP = 10
 _TOLD_BY_THE_EFFECT = {"proven_lift", "no_proven_lift", "worse_than_reference"}
 Results = dict[str, dict[Source, Result]]
@@ -58,16 +61,28 @@ def run_gate(params: Params, workspace: Path) -> dict[str, Any]:
         DataError: the challenger, the catalogue or the requests are missing or unreadable. A champion that cannot be
             read is no error but a HOLD.
     """
-    config = params.gate
     services = params.services.under(workspace)
     cache = Path(services.cache_dir)
-    inputs = read_inputs(config, workspace)
+    inputs = read_inputs(params.gate, workspace)
     challenger = read_handed(workspace / "models/challenger.json", "train")
+    past = read_history(services)
+    look = look_of(past, inputs.asked.hash, challenger["fingerprint"])
+    config = params.gate.model_copy(update={"alpha": gate.alpha_of_look(params.gate.alpha, look)})
+    meta, ids = inputs.meta, inputs.items.ids
+    golden = find_golden(services, config, workspace, inputs.source, meta, ids, workspace / GOLDEN_FOLDER)
     with scratch(cache) as folder:
         champion = find_champion(services, Path(folder))
-        results = _score(config, inputs, champion, workspace, cache)
+        results, of_golden = _score(config, inputs, golden, champion, workspace, cache)
     verdict, kind = _decide(config, inputs, _concerns(champion, challenger), results)
     decision = _decision(config, inputs, challenger, champion, results, verdict, kind, workspace)
+    decision |= {
+        "golden": _golden_facts(config, inputs, golden, of_golden),
+        "look": {"number": look, "alpha": config.alpha, "of": params.gate.alpha},
+        "config": params.gate.model_dump(mode="json"),
+    }
+    decision["id"] = identity(decision)
+    forced = override_of(past, decision["id"])
+    decision = decision if forced is None else overridden(decision, forced)
     _write(config, inputs, results, decision, kind, workspace)
     return decision
 
@@ -96,21 +111,25 @@ def _effect(primary: Mapping[str, Any]) -> str | None:
     return f"{shown(primary['metric'])} {lift} over {over}, {means}, where {smallest}"
 
 
-def _score(config: GateConfig, inputs: Inputs, champion: Champion, workspace: Path, cache: Path) -> Results:
-    """Every system on every source."""
+def _score(
+    config: GateConfig, inputs: Inputs, golden: Golden, champion: Champion, workspace: Path, cache: Path
+) -> tuple[Results, dict[str, Result]]:
+    """Every system on every source; challenger, champion and BM25 on the golden requests."""
     asked = inputs.sources
     bm25 = BM25(inputs.items.ids, inputs.items.texts)
     results: Results = {LEXICAL: {s: score_bm25(_CALLED[LEXICAL], a, bm25, config.k) for s, a in asked.items()}}
+    of_golden = {LEXICAL: score_bm25(_CALLED[LEXICAL], golden.asked, bm25, config.k)}
     models = {CHALLENGER: Retriever.load(workspace / "models/challenger"), CHAMPION: champion.retriever}
     for name, retriever in models.items():
         if retriever is not None:
             retriever = retriever.to(pick(config.device))
             embedded = Embedded(_CALLED[name], retriever, workspace, cache, inputs.window.asof)
             results[name] = {source: embedded.score(requests, config.k) for source, requests in asked.items()}
+            of_golden[name] = embedded.score(golden.asked, config.k)
     for source, requests in asked.items():
         parts = [results[CHALLENGER][source], results[LEXICAL][source]]
         results.setdefault(FUSION, {})[source] = score_fusion(_CALLED[FUSION], requests, parts, config.k)
-    return results
+    return results, of_golden
 
 
 def _concerns(champion: Champion, challenger: Mapping[str, Any]) -> list[Reason]:
@@ -161,7 +180,6 @@ def _decision(
         "judged": _judged(config, inputs, results),
         "not_measured": _not_measured(inputs, champion),
         "lineage": _lineage(workspace),
-        "config": config.model_dump(mode="json"),
     }
     return decision | {"sentence": sentence(decision)}
 
@@ -220,6 +238,12 @@ def _mean(values: np.ndarray) -> float | None:
     return float(values.mean()) if len(values) and np.isfinite(values).all() else None
 
 
+def _golden_facts(config: GateConfig, inputs: Inputs, golden: Golden, results: Mapping[str, Result]) -> dict[str, Any]:
+    """The primary metric on the golden requests; `asked` of them still have a relevant item in the catalogue."""
+    means = {system: _mean(result.scored.values[_primary(config)]) for system, result in results.items()}
+    return golden.facts | {"asked": len(golden.asked), "seen": golden.seen_by(inputs.meta), "means": means}
+
+
 def _judged(config: GateConfig, inputs: Inputs, results: Results) -> dict[str, Any] | None:
     """What people's judgments say, query by query, whichever requests decided."""
     asked = inputs.window.asked["judgments"]
@@ -265,6 +289,7 @@ def _not_measured(inputs: Inputs, champion: Champion) -> list[str]:
         notes.append("Judged relevance: no judged query falls into the test share.")
     if inputs.source == "events":
         notes.append("What shoppers would do with items that they were never shown: a click can only fall on what was.")
+    notes.append("The error rate over many nights: alpha holds for a window, however many challengers it judges.")
     if inputs.meta.simulated:
         notes.append("Anything about real shoppers: these are simulated.")
     return notes

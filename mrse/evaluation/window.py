@@ -21,7 +21,7 @@ from mrse.model.arrays import History
 from mrse.profiles import tables
 
 Source = Literal["events", "judgments"]
-_COLUMNS = [
+COLUMNS = [
     "split", "request_id", "source", "query", "user_id", "relevant", "gains", "hist_items", "hist_actions", "hist_ages",
     "profile_asof",
 ]  # fmt: skip
@@ -81,7 +81,7 @@ def read_window(profiles: Path, item_ids: Sequence[str], relevant_grade: float, 
     Raises:
         DataError: the file is missing or lacks a column.
     """
-    table = tables.read(profiles / "requests.parquet", _COLUMNS, split="test")
+    table = tables.read(profiles / "requests.parquet", COLUMNS, split="test")
     position = {item: at for at, item in enumerate(item_ids)}
     rows = table.to_pylist()
     known = [row["profile_asof"] for row in rows if row["profile_asof"] is not None]
@@ -104,7 +104,7 @@ def _freeze(
         unknown += len(row["relevant"]) - len(gains)
         if any(gain > 0 and gain >= threshold for gain in gains.values()):
             usable.append(row | {"wanted": {position[item]: float(gain) for item, gain in gains.items()}})
-    kept = _sample(usable, most)
+    kept = sample(usable, most)
     left_out = {
         "no relevant item in the catalogue": len(rows) - len(usable),
         "beyond gate.max_requests": len(usable) - len(kept),
@@ -126,7 +126,7 @@ def _freeze(
     )
 
 
-def _sample(rows: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:
+def sample(rows: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:
     """At most so many rows, picked by a hash of their ids: the same ones on every machine and for every model."""
     if len(rows) <= most:
         return rows

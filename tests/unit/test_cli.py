@@ -165,6 +165,13 @@ def test_runs_tell_decision_lift_and_what_is_live(mrse, go_live, shop, services)
     assert older.endswith("live") and "2026-03-01 to 2026-03-15" in older
 
 
+def test_an_override_needs_a_reason_a_name_and_a_decision(mrse):
+    assert mrse("force", 7, "--by", "Ada")[2] == "mrse: an override needs a reason (--reason): it is kept for good\n"
+    assert mrse("force", 7, "--reason", "x")[2] == "mrse: an override needs a name (--by): it is kept for good\n"
+    code, _, err = mrse("force", 4711, "--reason", "x", "--by", "Ada")
+    assert code == 1 and err.startswith("mrse: the gate has not judged version 4711; run it first")
+
+
 def test_reconcile_and_rollback(mrse, go_live, shop, services):  # noqa: F811
     assert mrse("reconcile") == (0, "Nothing is live yet.\n", "")
     first = go_live()
