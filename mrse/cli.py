@@ -122,11 +122,20 @@ def status() -> None:
 
 @app.command()
 def runs(limit: Annotated[int, typer.Option(min=1, help="How many, newest first.")] = 20) -> None:
-    """Training runs and what became of them: version, window, decision, lift, live."""
+    """Training runs and what became of them: version, window, live, lift with its interval, decision."""
     params, _ = _load()
     from mrse.serving.status import table_of_runs
 
     print(table_of_runs(params.services, limit))
+
+
+@app.command()
+def history() -> None:
+    """Write a page of all decisions, and of the champion's figures over days."""
+    params, workspace = _load()
+    from mrse.evaluation.history_page import write_history
+
+    print(write_history(params.services, workspace / _REPORTS[Report.history][0]))
 
 
 @app.command()
@@ -154,6 +163,7 @@ class Report(StrEnum):
 
     validation = "validation"
     gate = "gate"
+    history = "history"
     search = "search"
     ablation = "ablation"
     card = "card"
@@ -163,6 +173,7 @@ class Report(StrEnum):
 _REPORTS = {
     Report.validation: ("reports/validation/index.html", "dvc repro validate_logs"),
     Report.gate: ("reports/gate/index.html", "dvc repro gate"),
+    Report.history: ("reports/history.html", "mrse history"),
     Report.search: ("reports/search.html", "mrse search --examples --html reports/search.html"),
     Report.ablation: ("reports/ablation/ablation.md", "mrse ablate"),
     Report.card: ("reports/model-card.md", "mrse card"),

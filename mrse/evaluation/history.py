@@ -18,6 +18,7 @@ from typing import Any
 
 from mrse import tracking
 from mrse.config import ServicesConfig
+from mrse.evaluation.wording import change, shown
 
 _FIGURES = ("lift", "lower", "upper", "mde", "challenger", "reference", "requests", "alpha")
 _GOLDEN = "golden."  # metrics: primary metric on the golden requests, by system
@@ -41,8 +42,9 @@ class Decided:
         made: when.
         id: see `identity`.
         outcome: what the rule said; `forced` may have overridden it.
-        reason: the worst one, in words.
+        code, reason: of the worst one; the second in words.
         version, fingerprint: the challenger's.
+        champion_version: the champion's, where there was one.
         reference_name: `champion` or `bm25`.
         window_hash, window_start, window_end: the frozen requests; dates are ISO.
         simulated: whether the shop is.
@@ -57,9 +59,11 @@ class Decided:
     made: datetime
     id: str
     outcome: str
+    code: str
     reason: str
     version: int
     fingerprint: str
+    champion_version: int | None
     reference_name: str
     window_hash: str
     window_start: str
@@ -70,6 +74,19 @@ class Decided:
     golden: dict[str, float]
     golden_seen: bool
     forced: Forced | None
+
+    @property
+    def said(self) -> str:
+        """The outcome, and the override where there is one."""
+        return self.outcome if self.forced is None else f"PROMOTE, forced by {self.forced.by} over {self.outcome}"
+
+    @property
+    def effect(self) -> str:
+        """The lift with its interval, in which metric and over whom; a dash where nothing could be compared."""
+        if "lift" not in self.figures:
+            return "–"
+        lift = change(self.figures["lift"], self.figures.get("lower"), self.figures.get("upper"))
+        return f"{lift} {shown(self.metric)} over {'BM25' if self.reference_name == 'bm25' else 'the champion'}"
 
 
 def identity(decision: Mapping[str, Any]) -> str:
@@ -143,9 +160,11 @@ def _tags(decision: Mapping[str, Any]) -> dict[str, str]:
     return {
         "id": decision["id"],
         "outcome": decision["outcome"],
+        "code": decision["reasons"][0]["code"],
         "reason": decision["reasons"][0]["message"],
         "version": str(decision["challenger"]["version"]),
         "fingerprint": decision["challenger"]["fingerprint"],
+        **({} if decision["champion"] is None else {"champion_version": str(decision["champion"]["version"])}),
         "reference_name": decision["primary"]["reference_name"],
         "metric": decision["primary"]["metric"],
         "window_hash": window["hash"],
@@ -166,11 +185,12 @@ def _metrics(decision: Mapping[str, Any]) -> dict[str, float]:
 def _decided(record: tracking.Record) -> Decided:
     tags, metrics = record.tags, record.metrics
     forced = Forced(tags["forced_by"], tags["forced_reason"], tags["forced_at"]) if "forced_by" in tags else None
-    names = ("id", "outcome", "reason", "fingerprint", "reference_name", "metric")
+    names = ("id", "outcome", "code", "reason", "fingerprint", "reference_name", "metric")
     return Decided(
         run_id=record.run_id,
         made=record.made,
         version=int(tags["version"]),
+        champion_version=int(tags["champion_version"]) if "champion_version" in tags else None,
         simulated=tags["simulated"] == "True",
         figures={name: metrics[name] for name in _FIGURES if name in metrics},
         golden={name.removeprefix(_GOLDEN): value for name, value in metrics.items() if name.startswith(_GOLDEN)},
