@@ -28,6 +28,8 @@ from mrse.evaluation.bootstrap import Lift
 from mrse.evaluation.budgets import Budget, Health, Latency, Sides
 from mrse.evaluation.champion import Champion, find_champion, scratch
 from mrse.evaluation.gate import Kind, Reason, Verdict
+from mrse.evaluation.golden import Golden, find_golden
+from mrse.evaluation.history import identity, look_of, overridden, override_of, read_history
 from mrse.evaluation.inputs import Inputs, read_inputs
 from mrse.evaluation.lexical import BM25
 from mrse.evaluation.pages import SLOTS, Log, read_pages
@@ -47,14 +49,17 @@ from mrse.evaluation.sections import (
 )
 from mrse.evaluation.slices import DEFINITIONS
 from mrse.evaluation.window import Asked, Source
+from mrse.evaluation.wording import shown
 from mrse.jsonfile import read_handed, write_json
 from mrse.model.retriever import Retriever
 from mrse.training.lineage import lineage
 
 CHAMPION, FUSION = "champion", "challenger+bm25"
 _CALLED = {CHALLENGER: "the challenger", CHAMPION: "the champion", LEXICAL: "BM25", FUSION: "the fusion with BM25"}
+GOLDEN_FOLDER = Path("data/gate/golden")
 _TOP = 10
 _TIMED = 150  # queries whose encoding is timed
+_TOLD_BY_THE_EFFECT = {"proven_lift", "no_proven_lift", "worse_than_reference"}
 Results = dict[str, dict[Source, Result]]
 
 
@@ -72,42 +77,60 @@ def run_gate(params: Params, workspace: Path) -> dict[str, Any]:
         DataError: the challenger, the catalogue or the requests are missing or unreadable. A champion that cannot be
             read is no error but a HOLD.
     """
-    config = params.gate
     services = params.services.under(workspace)
     cache = Path(services.cache_dir)
-    inputs = read_inputs(config, workspace)
+    inputs = read_inputs(params.gate, workspace)
     folders = workspace / "data/clean", workspace / "data/profiles"
-    log = read_pages(*folders, inputs.items.ids, inputs.window.asof, config.max_requests)
+    log = read_pages(*folders, inputs.items.ids, inputs.window.asof, params.gate.max_requests)
     challenger = read_handed(workspace / "models/challenger.json", "train")
+    past = read_history(services)
+    look = look_of(past, inputs.asked.hash, challenger["fingerprint"])
+    config = params.gate.model_copy(update={"alpha": gate.alpha_of_look(params.gate.alpha, look)})
+    meta, ids = inputs.meta, inputs.items.ids
+    golden = find_golden(services, config, workspace, inputs.source, meta, ids, workspace / GOLDEN_FOLDER)
     with scratch(cache) as folder:
         champion = find_champion(services, Path(folder))
-        scored = _score(config, inputs, log, champion, workspace, cache)
+        scored = _score(config, inputs, log, golden, champion, workspace, cache)
     kept, broken = budgets.judge(config.budgets, _sides(config, inputs, scored))
     verdict, kind = _decide(config, inputs, [*_concerns(champion, challenger), *broken], scored.results)
     decision = _decision(config, inputs, challenger, champion, scored, verdict, kind, workspace)
     decision |= _explained(config, inputs, log, scored, kept)
-    decision["not_measured"] = _not_measured(inputs, champion, decision)
-    decision["sentence"] = sentence(decision)
+    decision |= {
+        "golden": _golden_facts(config, inputs, golden, scored.golden),
+        "look": {"number": look, "alpha": config.alpha, "of": params.gate.alpha},
+        "config": params.gate.model_dump(mode="json"),
+        "not_measured": _not_measured(inputs, champion, decision),
+        "sentence": sentence(decision),
+    }
+    decision["id"] = identity(decision)
+    forced = override_of(past, decision["id"])
+    decision = decision if forced is None else overridden(decision, forced)
     _write(config, inputs, scored.results, decision, kind, workspace)
     return decision
 
 
 def sentence(decision: Mapping[str, Any]) -> str:
-    """The decision in one sentence that claims no more than was measured."""
-    primary = decision["primary"]
-    what = {
-        "PROMOTE": "PROMOTE: the challenger is worth an online A/B test",
-        "HOLD": "HOLD: nothing shows that the challenger is worth an online A/B test",
-        "REJECT": "REJECT: the challenger is not worth an online A/B test",
+    """The decision in words: the effect first, then what it means, claiming no more than was measured."""
+    means = {
+        "PROMOTE": "the challenger is worth an online A/B test",
+        "HOLD": "nothing shows that the challenger is worth an online A/B test",
+        "REJECT": "the challenger is not worth an online A/B test",
     }[decision["outcome"]]
-    if decision["outcome"] != "PROMOTE" or primary["lift"] is None:
-        return f"{what}. {decision['reasons'][0]['message']}"
-    over = "the champion" if primary["reference_name"] == CHAMPION else "BM25 (there is no champion yet)"
-    metric = primary["metric"].replace("_at_", "@")
-    return (
-        f"{what}: {metric} {primary['challenger']:.3f} against {primary['reference']:.3f} of {over}, "
-        f"{primary['lift']:+.3f} [{primary['lower']:+.3f}, {primary['upper']:+.3f}]."
-    )
+    effect, worst = _effect(decision["primary"]), decision["reasons"][0]
+    said = [means] if effect is None else [effect, means]
+    why = "" if effect is not None and worst["code"] in _TOLD_BY_THE_EFFECT else f" {worst['message']}"
+    return f"{decision['outcome']}: {'; '.join(said)}.{why}"
+
+
+def _effect(primary: Mapping[str, Any]) -> str | None:
+    """The lift, its interval, both means, and the smallest effect beside it; `None` where there is no interval."""
+    if primary["lower"] is None:
+        return None
+    over = "the champion" if primary["reference_name"] == CHAMPION else "BM25 (there is no champion to compare with)"
+    lift = f"{primary['lift']:+.3f} [{primary['lower']:+.3f}, {primary['upper']:+.3f}]"
+    means = f"{primary['challenger']:.3f} against {primary['reference']:.3f}"
+    smallest = f"the window could have shown {primary['mde']:.3f}"
+    return f"{shown(primary['metric'])} {lift} over {over}, {means}, where {smallest}"
 
 
 @dataclass(frozen=True)
@@ -116,22 +139,27 @@ class _Scored:
 
     Attributes:
         results: by system and source.
+        golden: of challenger, champion and BM25 on the golden requests.
         lists: answers of the challenger and the reference to the pages of the log.
         health: of the models' item vectors.
         latency: of challenger and champion; None without a champion or without requests.
     """
 
     results: Results
+    golden: dict[str, Result]
     lists: dict[str, Ranking]
     health: dict[str, Health]
     latency: tuple[Latency, Latency] | None
 
 
-def _score(config: GateConfig, inputs: Inputs, log: Log, champion: Champion, workspace: Path, cache: Path) -> _Scored:
+def _score(
+    config: GateConfig, inputs: Inputs, log: Log, golden: Golden, champion: Champion, workspace: Path, cache: Path
+) -> _Scored:
     """Every system on every source."""
     asked = inputs.sources
     bm25 = BM25(inputs.items.ids, inputs.items.texts)
     results: Results = {LEXICAL: {s: score_bm25(_CALLED[LEXICAL], a, bm25, config.k) for s, a in asked.items()}}
+    of_golden = {LEXICAL: score_bm25(_CALLED[LEXICAL], golden.asked, bm25, config.k)}
     models = {CHALLENGER: Retriever.load(workspace / "models/challenger"), CHAMPION: champion.retriever}
     searches: dict[str, Search] = {LEXICAL: lambda queries, _: bm25.rank(queries, SLOTS)[0]}
     embedded: dict[str, Embedded] = {}
@@ -140,6 +168,7 @@ def _score(config: GateConfig, inputs: Inputs, log: Log, champion: Champion, wor
             retriever = retriever.to(pick(config.device))
             model = embedded[name] = Embedded(_CALLED[name], retriever, workspace, cache, inputs.window.asof)
             results[name] = {source: model.score(requests, config.k) for source, requests in asked.items()}
+            of_golden[name] = model.score(golden.asked, config.k)
             searches[name] = lambda queries, histories, model=model: model.search(  # type: ignore[misc]
                 model.encode(queries, histories), SLOTS
             )
@@ -154,7 +183,7 @@ def _score(config: GateConfig, inputs: Inputs, log: Log, champion: Champion, wor
         if "events" in asked
     }
     health = {name: budgets.health(model.vectors) for name, model in embedded.items()}
-    return _Scored(results, lists, health, _latency(inputs.asked, embedded))
+    return _Scored(results, of_golden, lists, health, _latency(inputs.asked, embedded))
 
 
 def _reference(results: Results) -> Kind:
@@ -229,7 +258,7 @@ def _decision(
         "outcome": verdict.outcome,
         "reasons": [reason.as_dict() for reason in verdict.reasons],
         "primary": figures | reference,
-        "slices": {name: _figures(lift) for name, lift in sorted(verdict.slices.items())},
+        "slices": _slices(config, verdict),
         "unavailable_slices": dict(sorted(inputs.slices.unavailable.items())),
         "definitions": DEFINITIONS | inputs.slices.definitions,
         "guardrails": dict(sorted(config.guardrails.items())),
@@ -240,7 +269,6 @@ def _decision(
         "fusion": _against(config, inputs, results, FUSION, kind),
         "means": _means(inputs, results),
         "lineage": _lineage(workspace),
-        "config": config.model_dump(mode="json"),
     }
 
 
@@ -256,6 +284,15 @@ def _explained(config: GateConfig, inputs: Inputs, log: Log, scored: _Scored, ke
         "budgets": [asdict(budget) for budget in kept],
         "health": {name: asdict(health) for name, health in scored.health.items()},
         "experiment": experiment(config, inputs, log, scored.lists, *sides),
+    }
+
+
+def _slices(config: GateConfig, verdict: Verdict) -> dict[str, Any]:
+    """Each slice's figures, and whether it counts as improved among so many (`p_adjusted`, `improved`)."""
+    claims = gate.slice_claims(verdict.slices, config.alpha)
+    return {
+        name: _figures(lift) | {"p_adjusted": claims[name].p, "improved": claims[name].improved}
+        for name, lift in sorted(verdict.slices.items())
     }
 
 
@@ -304,6 +341,12 @@ def _mean(values: np.ndarray) -> float | None:
     return float(values.mean()) if len(values) and np.isfinite(values).all() else None
 
 
+def _golden_facts(config: GateConfig, inputs: Inputs, golden: Golden, results: Mapping[str, Result]) -> dict[str, Any]:
+    """The primary metric on the golden requests; `asked` of them still have a relevant item in the catalogue."""
+    means = {system: _mean(result.scored.values[_primary(config)]) for system, result in results.items()}
+    return golden.facts | {"asked": len(golden.asked), "seen": golden.seen_by(inputs.meta), "means": means}
+
+
 def _not_measured(inputs: Inputs, champion: Champion, decision: Mapping[str, Any]) -> list[str]:
     """What this decision does not rest on, and why."""
     notes = [f"Slice {name}: {why}." for name, why in sorted(inputs.slices.unavailable.items())]
@@ -323,6 +366,7 @@ def _not_measured(inputs: Inputs, champion: Champion, decision: Mapping[str, Any
     )
     if inputs.source == "events":
         notes.append("What shoppers would do with items that they were never shown: a click can only fall on what was.")
+    notes.append("The error rate over many nights: alpha holds for a window, however many challengers it judges.")
     if inputs.meta.simulated:
         notes.append("Anything about real shoppers: these are simulated.")
     return notes

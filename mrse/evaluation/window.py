@@ -21,7 +21,7 @@ from mrse.model.arrays import History
 from mrse.profiles import tables
 
 Source = Literal["events", "judgments"]
-_COLUMNS = [
+COLUMNS = [
     "split", "request_id", "source", "query", "user_id", "relevant", "gains", "hist_items", "hist_actions", "hist_ages",
     "profile_asof", "shown", "shown_actions",
 ]  # fmt: skip
@@ -83,7 +83,7 @@ def read_window(profiles: Path, item_ids: Sequence[str], relevant_grade: float, 
     Raises:
         DataError: the file is missing or lacks a column.
     """
-    table = tables.read(profiles / "requests.parquet", _COLUMNS, split="test")
+    table = tables.read(profiles / "requests.parquet", COLUMNS, split="test")
     position = {item: at for at, item in enumerate(item_ids)}
     rows = table.to_pylist()
     known = [row["profile_asof"] for row in rows if row["profile_asof"] is not None]
