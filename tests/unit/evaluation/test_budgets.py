@@ -23,7 +23,16 @@ from mrse.evaluation.budgets import (
 from mrse.evaluation.ranking import EMPTY
 
 GOOD = Health(dims=8, rank=6.0, not_finite=0.0, not_unit=0.0, mib=10.0)
-SHIFT = Lift(100, 50, 2.0, 2.0, 0.0, -0.01, 0.01, 0.0, None, None, None)
+KNOWN = {
+    "requests": 100,
+    "clusters": 50,
+    "challenger": 2.0,
+    "reference": 2.0,
+    "lift": 0.0,
+    "lower": -0.01,
+    "upper": 0.01,
+}
+SHIFT = Lift(**dict.fromkeys(Lift.__dataclass_fields__) | KNOWN)
 SIDES = Sides((0.5, 0.5), (0.6, 0.6), SHIFT, (GOOD, GOOD), (Latency(4.0, 8.0), Latency(4.0, 8.0)))
 
 
