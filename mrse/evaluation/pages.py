@@ -4,7 +4,7 @@
 read from the events. Their shoppers' histories are those of `users.parquet` before the page: what a shopper has put
 behind more than a history's length of later engagements is lost from them.
 
-Cost: one pass over the test days' events; memory is that of the sampled sessions' rows.
+Cost: one pass over the test days' events; memory is that of the sampled sessions' rows and of `users.parquet`.
 
 Legend of the shape suffixes: P pages, L slots of a page.
 """

@@ -86,6 +86,7 @@ def write_report(
             d=decision,
             metric=metric.replace("_at_", "@"),
             forest=forest(decision),
+            metrics=metric_table(decision["metrics"]),
             budgets=[budget_row(budget) for budget in decision["budgets"]],
             replayed=_replay_rows(decision["experiment"]["replay"], decision["primary"]["reference_name"]),
             changes=histogram(changes_Q),
@@ -143,6 +144,17 @@ def forest(decision: Mapping[str, Any]) -> dict[str, Any]:
             for label, figures, margin in rows
         ],
     }
+
+
+def metric_table(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Lifts with one row per metric and one column per depth, in the order of the decision."""
+    rows: dict[str, list[dict[str, Any]]] = {}
+    depths: list[str] = []
+    for key, figures in metrics.items():
+        name, depth = key.split("_at_")
+        rows.setdefault(name.replace("_", " "), []).append({**figures, "tone": _tone(figures, None)})
+        depths = depths if depth in depths else [*depths, depth]
+    return {"depths": depths, "rows": rows}
 
 
 _BUDGETS: dict[str, tuple[str, str, str]] = {

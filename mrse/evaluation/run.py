@@ -358,7 +358,7 @@ def _not_measured(inputs: Inputs, champion: Champion, decision: Mapping[str, Any
         notes.append("Judged relevance: no judged query falls into the test share.")
     if decision["experiment"]["replay"] is None:
         notes.append("Counterfactual CTR and GMV: no page of the test days has both positions and propensities.")
-    elif inputs.items.price_values is None:
+    if inputs.items.price_values is None:
         notes.append("Counterfactual GMV and the mix of prices: the catalogue has no prices.")
     notes.append(
         "The loss by approximate search: figures are of exact search, as the index is built after the decision; "

@@ -320,7 +320,7 @@ def test_the_report_is_one_file_that_states_the_essentials(tmp_path: Path) -> No
     assert 'src="http' not in html and "<script" not in html and "<link" not in html
     assert decision["window"]["hash"] in html and decision["challenger"]["fingerprint"] in html
     assert html.count('<article class="case">') >= 10
-    assert "CTR, doubly robust" in html and "Gini index of exposure" in html and "ordered recall@5" in html
+    assert "CTR, doubly robust" in html and "Gini index of exposure" in html and "ordered recall" in html
     assert [p.name for p in (tmp_path / "reports/gate").iterdir()] == ["index.html"]
 
 
