@@ -17,7 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from mrse.config import ServicesConfig
 from mrse.errors import DataError
 from mrse.evaluation.history import Decided, read_history
-from mrse.evaluation.wording import plain, shown
+from mrse.evaluation.wording import level, plain, shown
 from mrse.jsonfile import write_text
 
 _WIDTH, _HEIGHT = 720, 260  # of the drawing, in its own units
@@ -59,7 +59,7 @@ def render(past: Sequence[Decided]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"plain": plain, "shown": shown}
+    environment.filters |= {"level": level, "plain": plain, "shown": shown}
     page = environment.get_template("history.html.j2")
     return page.render(past=past[::-1], newest=past[-1], chart=chart(lines(past)))
 

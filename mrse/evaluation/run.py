@@ -49,7 +49,7 @@ from mrse.evaluation.sections import (
 )
 from mrse.evaluation.slices import DEFINITIONS
 from mrse.evaluation.window import Asked, Source
-from mrse.evaluation.wording import shown
+from mrse.evaluation.wording import level, shown
 from mrse.jsonfile import read_handed, write_json
 from mrse.model.retriever import Retriever
 from mrse.training.lineage import lineage
@@ -127,7 +127,7 @@ def _effect(primary: Mapping[str, Any]) -> str | None:
     if primary["lower"] is None:
         return None
     over = "the champion" if primary["reference_name"] == CHAMPION else "BM25 (there is no champion to compare with)"
-    lift = f"{primary['lift']:+.3f} [{primary['lower']:+.3f}, {primary['upper']:+.3f}]"
+    lift = f"{primary['lift']:+.3f} [{primary['lower']:+.3f}, {primary['upper']:+.3f}] ({level(primary['alpha'])})"
     means = f"{primary['challenger']:.3f} against {primary['reference']:.3f}"
     smallest = f"the window could have shown {primary['mde']:.3f}"
     return f"{shown(primary['metric'])} {lift} over {over}, {means}, where {smallest}"

@@ -47,6 +47,7 @@ def describe(services: ServicesConfig, workspace: Path) -> str:
         _row("index", f"{stamp.index_type} {stamp.search_params or ''}".rstrip()),
         _row("before", stamp.previous or "nothing"),
         _row("champion", _champion(live)),
+        *_forced(services, live),
     ]
     return "\n".join([*lines, *others, *_newest(workspace, live)])
 
@@ -94,6 +95,15 @@ def _champion(live: Live) -> str:
         return f"version {live.champion}, as live"
     lag = "none" if live.champion is None else f"version {live.champion}"
     return f"{lag}, but live is version {live.stamp.model_version}: `mrse reconcile` mends it"
+
+
+def _forced(services: ServicesConfig, live: Live) -> list[str]:
+    """Who put the live version there in spite of the gate, where somebody did."""
+    version = tracking.get_version(services, live.stamp.model_version)
+    tags = {} if version is None else version.tags
+    if "forced_by" not in tags:
+        return []
+    return [_row("forced", f"by {tags['forced_by']} over {tags['forced_over']}: {tags['forced_reason']}")]
 
 
 def _others(store: Store, live: Live | None) -> list[str]:

@@ -264,8 +264,9 @@ def test_the_first_model_that_beats_bm25_is_promoted(tmp_path: Path) -> None:
     assert decision["outcome"] == "PROMOTE", decision["reasons"]
     assert decision == json.loads((workspace / "reports/decision.json").read_text())
     assert re.fullmatch(
-        r"PROMOTE: recall@5 \+[\d.]+ \[\+[\d.]+, \+[\d.]+\] over BM25 \(there is no champion to compare with\), "
-        r"1.000 against [\d.]+, where the window could have shown [\d.]+; the challenger is worth an online A/B test\.",
+        r"PROMOTE: recall@5 \+[\d.]+ \[\+[\d.]+, \+[\d.]+\] \(95%\) over BM25 \(there is no champion to compare "
+        r"with\), 1.000 against [\d.]+, where the window could have shown [\d.]+; "
+        r"the challenger is worth an online A/B test\.",
         decision["sentence"],
     )
     assert decision["champion"] is None

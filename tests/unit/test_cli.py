@@ -167,6 +167,15 @@ def test_runs_tell_decision_lift_and_what_is_live(mrse, go_live, shop, services)
     assert older.endswith("PROMOTE, forced by Ada over HOLD (no_proven_lift)")
 
 
+def test_status_tells_an_override(mrse, go_live, services):  # noqa: F811
+    version = go_live()["version"]
+    assert "forced" not in mrse("status")[1]
+    fake_shop.log_decision(services, version, "REJECT")
+    code, out, _ = mrse("force", version, "--reason", "new titles", "--by", "Ada")
+    assert code == 0 and out.startswith(f"Version {version} is promoted by Ada over REJECT;")
+    assert "\nforced    by Ada over REJECT: new titles\n" in mrse("status")[1] + "\n"
+
+
 def test_history_writes_one_page_that_show_opens(mrse, shop, services):  # noqa: F811
     code, _, err = mrse("show", "history")
     assert code == 1 and "`mrse history` makes it" in err

@@ -35,6 +35,7 @@ def decided(day: int, version: int, champion: int | None, outcome: str = "PROMOT
             "lower": 0.05,
             "upper": 0.15,
             "mde": 0.02,
+            "alpha": 0.05,
         },
         "golden": {"challenger": 0.6, "champion": 0.55, "bm25": 0.3},
         "golden_seen": False,
@@ -138,4 +139,4 @@ def test_the_page_tells_every_decision_and_escapes_what_people_write() -> None:
     assert page.index("version 2") < page.index("version 1"), "newest first"
     assert "PROMOTE, forced by &lt;b&gt;Ada&lt;/b&gt; over HOLD" in page and "prices &amp; titles" in page
     assert page.count("+0.100 [+0.050, +0.150] recall@50 over") == 2
-    assert "the window could have shown 0.020" in page and "Simulated data." in page
+    assert "(95% interval); the window could have shown 0.020" in page and "Simulated data." in page
