@@ -12,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from time import sleep
 from typing import Any, Protocol
 
 import ibis
@@ -97,8 +98,9 @@ class DuckDB:
     def close(self) -> None:
         """Stop what is being computed."""
         self._behind.shutdown(wait=False, cancel_futures=True)
-        self._backend.con.interrupt()
-        self._behind.shutdown()
+        while not all(job.done() for job in self._begun):
+            self._backend.con.interrupt()  # again and again: it stops no query that is yet to start
+            sleep(0.02)
 
     def _file(self) -> Path:
         return self._folder / f"kept-{next(self._numbers)}.parquet"
