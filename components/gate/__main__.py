@@ -11,6 +11,7 @@ from mrse.component import run
 from mrse.config import Params
 from mrse.evaluation.card import log_card
 from mrse.evaluation.run import run_gate
+from mrse.layout import GATE_REPORT
 
 
 def body(params: Params, workspace: Path) -> str:
@@ -18,7 +19,7 @@ def body(params: Params, workspace: Path) -> str:
     sentence: str = run_gate(params, workspace)["sentence"]
     log_card(params.services.under(workspace), workspace)
     print(sentence)
-    return "report in reports/gate/index.html"
+    return f"report in {GATE_REPORT}"
 
 
 if __name__ == "__main__":

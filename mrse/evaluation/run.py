@@ -33,6 +33,7 @@ from mrse.evaluation.scoring import JUDGED, Embedded, Result, score_bm25, score_
 from mrse.evaluation.slices import DEFINITIONS
 from mrse.evaluation.window import Source
 from mrse.jsonfile import read_handed, write_json
+from mrse.layout import CHALLENGER_JSON, CHALLENGER_PACKAGE, DECISION, GATE_REPORT
 from mrse.model.retriever import Retriever
 from mrse.training.lineage import lineage
 
@@ -60,7 +61,7 @@ def run_gate(params: Params, workspace: Path) -> dict[str, Any]:
     services = params.services.under(workspace)
     cache = Path(services.cache_dir)
     inputs = read_inputs(config, workspace)
-    challenger = read_handed(workspace / "models/challenger.json", "train")
+    challenger = read_handed(workspace / CHALLENGER_JSON, "train")
     with scratch(cache) as folder:
         champion = find_champion(services, Path(folder))
         results = _score(config, inputs, champion, workspace, cache)
@@ -93,7 +94,7 @@ def _score(config: GateConfig, inputs: Inputs, champion: Champion, workspace: Pa
     asked = inputs.sources
     bm25 = BM25(inputs.items.ids, inputs.items.texts)
     results: Results = {LEXICAL: {s: score_bm25(_CALLED[LEXICAL], a, bm25, config.k) for s, a in asked.items()}}
-    models = {CHALLENGER: Retriever.load(workspace / "models/challenger"), CHAMPION: champion.retriever}
+    models = {CHALLENGER: Retriever.load(workspace / CHALLENGER_PACKAGE), CHAMPION: champion.retriever}
     for name, retriever in models.items():
         if retriever is not None:
             retriever = retriever.to(pick(config.device))
@@ -273,10 +274,10 @@ def _write(
     write_parquet(_per_query(inputs, results), per_query)
     of_source = {system: by_source[inputs.source] for system, by_source in results.items()}
     evidence = Evidence(inputs.items, inputs.asked, inputs.slices, of_source[CHALLENGER], of_source[kind])
-    write_report(workspace / "reports/gate/index.html", decision, evidence, inputs.meta.image_root, workspace)
+    write_report(workspace / GATE_REPORT, decision, evidence, inputs.meta.image_root, workspace)
     write_json(workspace / "reports/gate.json", flat_metrics(decision))
     # Last: who finds a decision finds all that it rests on.
-    write_json(workspace / "reports/decision.json", decision)
+    write_json(workspace / DECISION, decision)
 
 
 def flat_metrics(decision: Mapping[str, Any]) -> dict[str, float | int | None]:
