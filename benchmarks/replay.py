@@ -31,6 +31,7 @@ from mrse.evaluation.pages import Log, read_pages, request_id
 from mrse.evaluation.ranking import EMPTY, Ranking
 from mrse.evaluation.scoring import Embedded
 from mrse.evaluation.sections import replay_log
+from mrse.layout import CHALLENGER_PACKAGE, CLEAN, PROFILES
 from mrse.model.retriever import Retriever
 
 MODEL, LEXICAL = "model", "BM25"
@@ -43,8 +44,7 @@ def main() -> None:
     work = parser.parse_args().work
     params = load(work / "params.yaml")
     inputs = read_inputs(params.gate, work)
-    folders = work / "data/clean", work / "data/profiles"
-    log = read_pages(*folders, inputs.items.ids, inputs.window.asof, params.gate.max_requests)
+    log = read_pages(work / CLEAN, work / PROFILES, inputs.items.ids, inputs.window.asof, params.gate.max_requests)
     lists = {MODEL: _model_lists(params, inputs, log, work), LEXICAL: _bm25_lists(inputs, log)}
     replayed = replay_log(params.gate, inputs, log, lists)
     assert replayed is not None, "the simulated shop logs its propensities"
@@ -65,7 +65,7 @@ def _row(figures: dict[str, dict[str, float]], what: str) -> str:
 
 
 def _model_lists(params: Params, inputs: Inputs, log: Log, work: Path) -> Ranking:
-    retriever = Retriever.load(work / "models/challenger").to(pick(params.gate.device))
+    retriever = Retriever.load(work / CHALLENGER_PACKAGE).to(pick(params.gate.device))
     cache = Path(params.services.under(work).cache_dir)
     model = Embedded(MODEL, retriever, work, cache, inputs.window.asof)
     return model.search(model.encode(log.queries, log.histories), SLOTS)

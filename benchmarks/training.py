@@ -72,17 +72,16 @@ _LOADING = {
     ("sampling.py", "pick_hard"),
     ("augment.py", "pseudo_query"),
     ("augment.py", "hide_words"),
-    ("augment.py", "vague_query"),
+    ("augment.py", "vague_pairs"),
     ("augment.py", "drop_modalities"),
     ("retriever.py", "query_texts"),
     ("inputs.py", "batch"),
     ("inputs.py", "concatenated"),
     ("encode.py", "batch"),
     ("encode.py", "memory"),
-    ("steps.py", "shopper_memory"),
-    ("steps.py", "_excluded"),
-    ("steps.py", "_log_q"),
-    ("steps.py", "_weights"),
+    ("banks.py", "shopper_memory"),
+    ("batches.py", "excluded"),
+    ("batches.py", "log_q"),
 }
 _SMALL_RUN: dict[str, Any] = {
     "align_steps": 20,
@@ -322,7 +321,9 @@ def trained_memory(folder: Path) -> dict[str, float]:
     watcher.start()
     started = time.perf_counter()
     data = {name: folder / name for name in ("features", "clean", "profiles")}
-    report = train(TrainConfig.model_validate(_SMALL_RUN), **data, workspace=folder, out=folder / "package")
+    report = train(
+        TrainConfig.model_validate(_SMALL_RUN), **data, workspace=folder, out=folder / "package", device=pick("auto")
+    )
     ended.set()
     watcher.join()
     return {

@@ -17,6 +17,7 @@ import typer
 
 from mrse import config
 from mrse.errors import DataError, MrseError
+from mrse.layout import ABLATION, CARD, CHALLENGER_PACKAGE, GATE_REPORT, PROFILES, VALIDATION_DOCS
 
 if TYPE_CHECKING:
     from mrse.serving.examples import Question
@@ -96,7 +97,7 @@ def search(
         from mrse.serving.examples import Question, choose
 
         if examples:
-            questions = choose(reader, workspace / "data/profiles/queries.parquet")
+            questions = choose(reader, workspace / PROFILES / "queries.parquet")
         else:
             questions = [Question(text, user) for text in query or []]
             if user is not None and reader.pair.shoppers.history(user) is None:
@@ -171,12 +172,12 @@ class Report(StrEnum):
 
 
 _REPORTS = {
-    Report.validation: ("reports/validation/index.html", "dvc repro validate_logs"),
-    Report.gate: ("reports/gate/index.html", "dvc repro gate"),
-    Report.history: ("reports/history.html", "mrse history"),
-    Report.search: ("reports/search.html", "mrse search --examples --html reports/search.html"),
-    Report.ablation: ("reports/ablation/ablation.md", "mrse ablate"),
-    Report.card: ("reports/model-card.md", "mrse card"),
+    Report.validation: (VALIDATION_DOCS / "index.html", "dvc repro validate_logs"),
+    Report.gate: (GATE_REPORT, "dvc repro gate"),
+    Report.history: (Path("reports/history.html"), "mrse history"),
+    Report.search: (Path("reports/search.html"), "mrse search --examples --html reports/search.html"),
+    Report.ablation: (ABLATION / "ablation.md", "mrse ablate"),
+    Report.card: (CARD, "mrse card"),
 }
 
 
@@ -257,7 +258,6 @@ def export(
 ) -> None:
     """Write a model's query and item encoders as ONNX files, to serve without torch."""
     _, workspace = _load()
-    from mrse.index.layout import CHALLENGER_PACKAGE
     from mrse.model.export import export_encoders
     from mrse.model.retriever import Retriever
 
@@ -278,7 +278,7 @@ def ablate(
     from mrse.evaluation.ablation import run_ablation
     from mrse.evaluation.ablation_report import in_short, write_ablation
 
-    folder = workspace / "reports/ablation" if out is None else out
+    folder = workspace / ABLATION if out is None else out
     ablation = run_ablation(params, workspace, folder, only or (), seeds, steps_share)
     files = write_ablation(ablation, folder)
     print(in_short(ablation))

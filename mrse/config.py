@@ -321,8 +321,10 @@ class TrainConfig(Section):
     text_encoder_learning_rate_share: Share = 0.05
     # Of the experts' rate, for FtAtt's n-grams: that words which look alike are alike must not be lost either.
     ngram_learning_rate_share: Share = 0.3
-    judged_share: Share = 0.25  # largest, of the examples beside a log: judgments know no shopper
-    vague_pairs: Share = 0.25  # of the examples with a history: the query loses about half of its words
+    # Largest, of the examples beside a log that fills a batch or more: judgments know no shopper.
+    judged_share: Share = 0.25
+    # Of the examples with a history, while the fusion is trained: the query loses about half of its words.
+    vague_pairs: Share = 0.25
     self_pairs: Share = 0.25  # of a batch: pairs made from the shop's own titles (crops and typos), not from its logs
     keep: Literal["best", "last"] = "best"  # by recall on the validation requests; without any, the last
     valid_k: Positive = 50

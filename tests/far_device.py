@@ -1,14 +1,15 @@
 """Another device for a machine without a GPU: its numbers live in ordinary memory and may not be touched from there.
 
 Inside `far_away` a tensor moved there is of another device for all of torch: mixing it with a CPU's tensor (but for a
-scalar), indexing it with one or asking for its NumPy array fails, as on a GPU. Numbers are those of the CPU. Torch
-keeps such a device as long as a process lives, so it wants a process of its own (`tests.processes`).
+scalar), indexing it with one or asking for its NumPy array fails, as on a GPU. Numbers are those of the CPU; torch's
+dropout draws from a stream of the device's own, which `torch.manual_seed` starts too. Torch keeps such a device as long
+as a process lives, so it wants a process of its own (`tests.processes`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 from unittest import mock
 
@@ -18,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 _NAME = "far"
+_DRAWS = ("aten::bernoulli_.float", "aten::native_dropout")
 _COPIES = ("aten::_to_copy", "aten::copy_")
 
 
@@ -51,14 +53,40 @@ class _Factories(TorchDispatchMode):
 
 
 class _Module(backend_registration._DummyBackendModule):
+    _initialized = True
+    bits = torch.Generator().get_state()
+
+    def device(self, _: int) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def manual_seed_all(self, seed: int) -> None:
+        self.bits = torch.Generator().manual_seed(seed).get_state()
+
+    def get_rng_state(self, _: Any = 0) -> torch.Tensor:
+        return self.bits
+
+    def set_rng_state(self, state: torch.Tensor, _: Any = 0) -> None:
+        self.bits = state
+
+    @contextmanager
+    def drawing(self) -> Iterator[None]:
+        """From its own stream."""
+        with torch.random.fork_rng(devices=[]):
+            torch.set_rng_state(self.bits)
+            yield
+            self.bits = torch.get_rng_state()
+
     def get_amp_supported_dtype(self) -> list[torch.dtype]:
         return [torch.bfloat16]
+
+
+_MODULE = _Module()
 
 
 @contextmanager
 def far_away() -> Iterator[torch.device]:
     """The device, which exists inside."""
-    backend_registration._setup_privateuseone_for_python_backend(_NAME, _Module())
+    backend_registration._setup_privateuseone_for_python_backend(_NAME, _MODULE)
     generator = torch.Generator
     bits = mock.patch("torch.Generator", lambda *_: generator())
     grads = mock.patch("torch.inference_mode", torch.no_grad)  # whose tensors know no subclass
@@ -76,7 +104,8 @@ def _computed(func: Any, args: Any, kwargs: Any) -> Any:
     goes_far = isinstance(args[0], _Far) if name == "aten::copy_" else bool(far)
     if kwargs.get("device") is not None:
         goes_far = torch.device(kwargs["device"]).type == _NAME
-    out = func(*tree_map(_near, args), **tree_map(_near, kwargs))
+    with _MODULE.drawing() if goes_far and name in _DRAWS else nullcontext():
+        out = func(*tree_map(_near, args), **tree_map(_near, kwargs))
     known = {id(x.held): x for x in far}
 
     def wrapped(x: Any) -> Any:

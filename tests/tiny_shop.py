@@ -196,6 +196,22 @@ def _write_features(folder: Path, rows: list[dict[str, Any]], pictures: bool) ->
     pq.write_table(index, folder / "image_index.parquet")
 
 
+def write_text_encoder(folder: Path, vocabulary: int, **changes: Any) -> str:
+    """A tiny untrained BERT as Hugging Face lays it out; its folder. `changes`: of its configuration."""
+    settings: dict[str, Any] = {
+        "hidden_size": 24,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+    } | changes
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        shape = transformers.BertConfig(vocab_size=vocabulary, **settings)
+        model = transformers.BertModel(shape, add_pooling_layer=False)
+    model.save_pretrained(folder)
+    return str(folder)
+
+
 def encoder() -> ImageEncoder:
     """A tiny untrained ViT."""
     with torch.random.fork_rng():

@@ -7,17 +7,18 @@ from pathlib import Path
 from mrse import component
 from mrse.config import Params
 from mrse.features.build import build_features
+from mrse.layout import CLEAN, FEATURES, PROFILES
 
 
 def body(params: Params, workspace: Path) -> str:
     """Read `data/clean` and `data/profiles`, write `data/features`."""
     facts = build_features(
         params.build_features,
-        clean=workspace / "data/clean",
-        profiles=workspace / "data/profiles",
+        clean=workspace / CLEAN,
+        profiles=workspace / PROFILES,
         workspace=workspace,
         cache_dir=Path(params.services.under(workspace).cache_dir),
-        out=workspace / "data/features",
+        out=workspace / FEATURES,
     )
     unusable = sum(facts["unusable_images"].values())
     pictures = f"{facts['images']} distinct pictures of {facts['items_with_image']} items, {unusable} unusable"

@@ -5,13 +5,14 @@ from pathlib import Path
 from mrse.component import run
 from mrse.config import Params
 from mrse.jsonfile import write_json
+from mrse.layout import CLEAN, PROFILES
 from mrse.profiles.build import build_profiles
 
 
 def body(params: Params, workspace: Path) -> str:
     """Read and write as `dvc.yaml` declares."""
-    out = workspace / "data/profiles"
-    report = build_profiles(workspace / "data/clean", out, params.build_profiles)
+    out = workspace / PROFILES
+    report = build_profiles(workspace / CLEAN, out, params.build_profiles)
     write_json(out / "profiles.json", report)
     examples, requests = report["examples"], report["requests"]
     return (

@@ -14,6 +14,7 @@ from mrse.evaluation.card import log_card
 from mrse.evaluation.golden import keep_golden
 from mrse.evaluation.history import log_decision
 from mrse.evaluation.run import GOLDEN_FOLDER, run_gate
+from mrse.layout import GATE_REPORT
 
 
 def body(params: Params, workspace: Path) -> str:
@@ -24,7 +25,7 @@ def body(params: Params, workspace: Path) -> str:
     keep_golden(services, workspace / GOLDEN_FOLDER)
     log_decision(services, decision, workspace / "reports")
     print(decision["sentence"])
-    return "report in reports/gate/index.html"
+    return f"report in {GATE_REPORT}"
 
 
 if __name__ == "__main__":

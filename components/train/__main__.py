@@ -10,12 +10,11 @@ from mrse import component, tracking
 from mrse.config import Params
 from mrse.device import pick
 from mrse.jsonfile import write_json
+from mrse.layout import CHALLENGER_JSON, CHALLENGER_PACKAGE, CLEAN, FEATURES, PROFILES, TRAIN_CURVES, TRAIN_METRICS
 from mrse.training import checkpoint, distributed
 from mrse.training.lineage import lineage
 from mrse.training.reports import write_curves
 from mrse.training.train import TrainReport, train
-
-_PACKAGE = "models/challenger"
 
 
 def body(params: Params, workspace: Path) -> str:
@@ -27,17 +26,18 @@ def body(params: Params, workspace: Path) -> str:
     if processes > 1 and "WORLD_SIZE" not in os.environ:
         distributed.start(processes, "components.train", "--workspace", str(workspace))
         return f"{processes} processes are done"
-    services = params.services.under(workspace)
-    with distributed.joined(params.train.process_timeout_seconds, pick(params.train.device)) as world:
+    services, device = params.services.under(workspace), pick(params.train.device)
+    with distributed.joined(params.train.process_timeout_seconds, device) as world:
         report = train(
             params.train,
-            features=workspace / "data/features",
-            clean=workspace / "data/clean",
-            profiles=workspace / "data/profiles",
+            features=workspace / FEATURES,
+            clean=workspace / CLEAN,
+            profiles=workspace / PROFILES,
             workspace=workspace,
-            out=workspace / _PACKAGE,
+            out=workspace / CHALLENGER_PACKAGE,
             cache_dir=Path(services.cache_dir),
             world=world,
+            device=device,
         )
     if not world.first:
         return "the first process writes and registers"
@@ -46,23 +46,23 @@ def body(params: Params, workspace: Path) -> str:
 
 def _registered(params: Params, workspace: Path, report: TrainReport) -> str:
     services = params.services.under(workspace)
-    curves = workspace / "reports/train"
+    curves = workspace / TRAIN_CURVES
     write_curves(report, curves)
-    write_json(workspace / "reports/train.json", report.metrics)
+    write_json(workspace / TRAIN_METRICS, report.metrics)
     tags = lineage(workspace)
     version = tracking.log_training_run(
         services,
         params=params.train.model_dump(mode="json"),
         metrics=report.metrics,
         curves=report.series(),
-        package=workspace / _PACKAGE,
-        artifacts=[curves, workspace / "reports/train.json"],
+        package=workspace / CHALLENGER_PACKAGE,
+        artifacts=[curves, workspace / TRAIN_METRICS],
         tags=tags,
         fingerprint=report.fingerprint,
         name=f"{tags['data_source']} to {tags['data_end'][:10]}",
         started=datetime.now(UTC) - timedelta(seconds=report.metrics["seconds"]),
     )
-    write_json(workspace / "models/challenger.json", version)
+    write_json(workspace / CHALLENGER_JSON, version)
     if report.checkpoints is not None:
         checkpoint.clear(report.checkpoints)
     resumed = f", resumed at step {report.resumed_from}" if report.resumed_from else ""

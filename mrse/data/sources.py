@@ -44,6 +44,7 @@ from mrse.data.images import ImageStore, as_image_root
 from mrse.data.raw import Span, batches, open_table, time_range
 from mrse.data.uris import resolve
 from mrse.errors import DataError
+from mrse.layout import SNAPSHOT
 from mrse.progress import say, track
 
 DRAWN = "images.zip"  # pictures that the source draws; empty where the shop has its own
@@ -78,8 +79,8 @@ def take_snapshot(params: Params, workspace: Path) -> SnapshotMeta:
     Raises:
         DataError: a table is missing, unreadable or does not fit the contract; or nothing lies in the window.
     """
-    data = workspace / "data"
-    final, old, scratch = data / "snapshot", data / ".snapshot.old", data / ".snapshot.tmp"
+    final = workspace / SNAPSHOT
+    old, scratch = final.with_name(".snapshot.old"), final.with_name(".snapshot.tmp")
     if old.exists() and not final.exists():  # killed between the two moves below
         old.rename(final)
     for leftover in (old, scratch):

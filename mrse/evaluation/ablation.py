@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from mrse.config import DataChange, GateConfig, Params, TrainConfig
 from mrse.data.contract import write_parquet
@@ -33,6 +34,7 @@ from mrse.evaluation.scoring import Embedded, Result
 from mrse.evaluation.variants import Variant, choose, full_model, make_variant, write_profiles
 from mrse.evaluation.window import Source
 from mrse.jsonfile import read_json, write_json
+from mrse.layout import CLEAN, FEATURES, PROFILES
 from mrse.model.retriever import Retriever
 from mrse.profiles import tables
 from mrse.progress import say
@@ -150,9 +152,9 @@ def run_ablation(
     chosen = choose(params, only)
     inputs = read_inputs(params.gate, workspace)
     if not len(inputs.asked):
-        raise DataError(f"{workspace / 'data/profiles/requests.parquet'}: no test request to score ablations on")
+        raise DataError(f"{workspace / PROFILES / 'requests.parquet'}: no test request to score ablations on")
     runner = Runner(params, workspace, out, inputs)
-    features = workspace / "data/features"
+    features = workspace / FEATURES
     full = full_model(params, features, steps_share)
     variants = [full, *(make_variant(params, group, name, full, features) for name, group in chosen.items())]
     seed_list = [params.train.seed + number for number in range(seeds)]
@@ -215,21 +217,22 @@ class Runner:
     def _train_and_score(self, run: Run) -> None:
         scratch = run.folder / "scratch"
         shutil.rmtree(scratch, ignore_errors=True)
-        data = self._workspace / "data"
-        profiles = data / "profiles"
+        profiles = self._workspace / PROFILES
         if run.variant.data != DataChange():
             write_profiles(run.variant.data, profiles, scratch / "profiles")
             profiles = scratch / "profiles"
+        device = pick(run.config.device)
         report = train(
             run.config,
-            features=data / "features",
-            clean=data / "clean",
+            features=self._workspace / FEATURES,
+            clean=self._workspace / CLEAN,
             profiles=profiles,
             workspace=self._workspace,
             out=scratch / "package",
             cache_dir=self._cache,
+            device=device,
         )
-        for source, result in self._score(run, scratch / "package").items():
+        for source, result in self._score(run, scratch / "package", device).items():
             write_parquet(_per_request(result), run.folder / f"{source}.parquet")
         write_curves(report, run.folder)
         shutil.rmtree(scratch)
@@ -238,9 +241,9 @@ class Runner:
         if report.checkpoints is not None:
             checkpoint.clear(report.checkpoints)
 
-    def _score(self, run: Run, package: Path) -> dict[Source, Result]:
+    def _score(self, run: Run, package: Path, device: torch.device) -> dict[Source, Result]:
         asof = self.inputs.window.asof
-        retriever = Retriever.load(package).to(pick(run.config.device))
+        retriever = Retriever.load(package).to(device)
         embedded = Embedded(run.variant.name, retriever, self._workspace, self._cache, asof)
         return {source: embedded.score(asked, self._gate.k) for source, asked in self.inputs.sources.items()}
 
@@ -298,8 +301,7 @@ def _lifts(
 
 
 def _data_files(workspace: Path) -> list[Path]:
-    data = workspace / "data"
-    files = training.input_files(data / "features", data / "clean", data / "profiles")
+    files = training.input_files(workspace / FEATURES, workspace / CLEAN, workspace / PROFILES)
     missing = [str(path) for path in files if not path.is_file()]
     if missing:
         raise DataError(f"{', '.join(missing)}: no such file; run `dvc repro build_features` first")

@@ -20,15 +20,15 @@ from mrse.errors import DataError
 from mrse.evaluation.ablation import TABLE
 from mrse.evaluation.wording import change, made_up, plain, shown
 from mrse.jsonfile import read_handed, write_text
+from mrse.layout import ABLATION, CARD, CHALLENGER_JSON, CHALLENGER_PACKAGE, CLEAN, DECISION
 from mrse.model.retriever import Retriever
 
-CARD = "model-card.md"
 _ARTIFACT = "card"
 
 
 def write_card(workspace: Path) -> Path:
     """Write `reports/model-card.md` in one move; see `make_card`."""
-    path = workspace / "reports" / CARD
+    path = workspace / CARD
     write_text(path, make_card(workspace))
     return path
 
@@ -46,12 +46,12 @@ def log_card(services: ServicesConfig, workspace: Path) -> bool:
     Raises:
         ServiceError: MLflow does not answer.
     """
-    version = read_handed(workspace / "models/challenger.json", "train")
+    version = read_handed(workspace / CHALLENGER_JSON, "train")
     known = tracking.get_version(services, version["version"])
     if known is None or known.fingerprint != version["fingerprint"]:
         return False
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / CARD).write_text(make_card(workspace), encoding="utf-8")
+        (Path(folder) / CARD.name).write_text(make_card(workspace), encoding="utf-8")
         tracking.log_artifacts(services, version["run_id"], Path(folder), _ARTIFACT)
     return True
 
@@ -65,11 +65,11 @@ def make_card(workspace: Path) -> str:
     Raises:
         DataError: a file of these stages is missing, or the decision is about another model.
     """
-    decision = read_handed(workspace / "reports/decision.json", "gate")
-    model = Retriever.load(workspace / "models/challenger")
+    decision = read_handed(workspace / DECISION, "gate")
+    model = Retriever.load(workspace / CHALLENGER_PACKAGE)
     if decision["challenger"]["fingerprint"] != model.fingerprint:
         raise DataError(
-            f"{workspace / 'reports/decision.json'} is about another model than {workspace / 'models/challenger'}; "
+            f"{workspace / DECISION} is about another model than {workspace / CHALLENGER_PACKAGE}; "
             "run the gate stage again (`dvc repro gate`)"
         )
     return (
@@ -77,11 +77,11 @@ def make_card(workspace: Path) -> str:
         .get_template("card.md.j2")
         .render(
             d=decision,
-            meta=read_meta(workspace / "data/clean"),
+            meta=read_meta(workspace / CLEAN),
             model=_facts(model),
             figures=_figures(decision),
             judged=_judged(decision),
-            ablations=_ablations(workspace / "reports/ablation" / TABLE, decision),
+            ablations=_ablations(workspace / ABLATION / TABLE, decision),
         )
     )
 

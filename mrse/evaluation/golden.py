@@ -24,6 +24,7 @@ from mrse.data.contract import SnapshotMeta, write_parquet
 from mrse.errors import DataError
 from mrse.evaluation.window import COLUMNS, Asked, Source, read_window, sample
 from mrse.jsonfile import read_json, write_json
+from mrse.layout import PROFILES
 from mrse.profiles import tables
 
 MOST = 2000
@@ -76,7 +77,7 @@ def find_golden(
     if kept:
         tracking.download_artifacts(services, kept[0].run_id, _ARTIFACT, folder)
     else:
-        _freeze(workspace / "data/profiles", source, meta, folder)
+        _freeze(workspace / PROFILES, source, meta, folder)
     facts = read_json(folder / _FACTS)
     if _sha256(folder / _REQUESTS) != facts["sha256"]:
         raise DataError(f"the golden requests of MLflow run {kept[0].run_id} are not what was frozen: other sha256")

@@ -18,6 +18,7 @@ from mrse.evaluation.gate import Window as GateWindow
 from mrse.evaluation.report import ItemTable
 from mrse.evaluation.slices import CatalogueFacts, Requests, Slices, make_slices
 from mrse.evaluation.window import Asked, Source, Window, read_window
+from mrse.layout import CLEAN, PROFILES
 from mrse.model.arrays import item_text
 from mrse.profiles import tables
 
@@ -71,7 +72,7 @@ def read_inputs(config: GateConfig, workspace: Path) -> Inputs:
     Raises:
         DataError: the catalogue or the requests are missing or unreadable.
     """
-    clean, profiles = workspace / "data/clean", workspace / "data/profiles"
+    clean, profiles = workspace / CLEAN, workspace / PROFILES
     items = _item_table(clean)
     window = read_window(profiles, items.ids, config.relevant_grade, config.max_requests)
     source: Source = "events" if len(window.asked["events"]) else "judgments"
@@ -87,10 +88,8 @@ def read_inputs(config: GateConfig, workspace: Path) -> Inputs:
 
 def _item_table(clean: Path) -> ItemTable:
     table = read_items(clean).sort_by("item_id")
-    empty = [None] * table.num_rows
     columns: dict[str, list[Any]] = {
-        name: table.column(name).to_pylist() if name in table.column_names else empty
-        for name in ("item_id", "title", "category", "price", "image")
+        name: table.column(name).to_pylist() for name in ("item_id", "title", "category", "price", "image")
     }
     texts = [item_text(t, c) for t, c in zip(columns["title"], columns["category"], strict=True)]
     return ItemTable(

@@ -17,6 +17,7 @@ from mrse.config import ServicesConfig
 from mrse.errors import DataError
 from mrse.evaluation.history import Decided, Forced, overridden, read_history
 from mrse.jsonfile import read_handed, write_json
+from mrse.layout import DECISION
 
 _MAX_CHARS = 500
 
@@ -44,7 +45,7 @@ def force(services: ServicesConfig, workspace: Path, version: int, reason: str, 
     tracking.tag_version(services, version, {**tags, "forced_over": decided.outcome})
     tracking.tag_record(services, decided.run_id, tags)  # last: from here on the override holds
     done = f"Version {version} is promoted by {forced.by} over {decided.outcome}; the decision and this are kept."
-    path = workspace / "reports/decision.json"
+    path = workspace / DECISION
     if path.is_file():
         decision = read_handed(path, "gate")
         if decision.get("id") == decided.id:

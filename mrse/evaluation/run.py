@@ -51,6 +51,7 @@ from mrse.evaluation.slices import DEFINITIONS
 from mrse.evaluation.window import Asked, Source
 from mrse.evaluation.wording import level, shown
 from mrse.jsonfile import read_handed, write_json
+from mrse.layout import CHALLENGER_JSON, CHALLENGER_PACKAGE, CLEAN, DECISION, GATE_REPORT, PROFILES
 from mrse.model.retriever import Retriever
 from mrse.training.lineage import lineage
 
@@ -80,9 +81,10 @@ def run_gate(params: Params, workspace: Path) -> dict[str, Any]:
     services = params.services.under(workspace)
     cache = Path(services.cache_dir)
     inputs = read_inputs(params.gate, workspace)
-    folders = workspace / "data/clean", workspace / "data/profiles"
-    log = read_pages(*folders, inputs.items.ids, inputs.window.asof, params.gate.max_requests)
-    challenger = read_handed(workspace / "models/challenger.json", "train")
+    log = read_pages(
+        workspace / CLEAN, workspace / PROFILES, inputs.items.ids, inputs.window.asof, params.gate.max_requests
+    )
+    challenger = read_handed(workspace / CHALLENGER_JSON, "train")
     past = read_history(services)
     look = look_of(past, inputs.asked.hash, challenger["fingerprint"])
     config = params.gate.model_copy(update={"alpha": gate.alpha_of_look(params.gate.alpha, look)})
@@ -160,7 +162,7 @@ def _score(
     bm25 = BM25(inputs.items.ids, inputs.items.texts)
     results: Results = {LEXICAL: {s: score_bm25(_CALLED[LEXICAL], a, bm25, config.k) for s, a in asked.items()}}
     of_golden = {LEXICAL: score_bm25(_CALLED[LEXICAL], golden.asked, bm25, config.k)}
-    models = {CHALLENGER: Retriever.load(workspace / "models/challenger"), CHAMPION: champion.retriever}
+    models = {CHALLENGER: Retriever.load(workspace / CHALLENGER_PACKAGE), CHAMPION: champion.retriever}
     searches: dict[str, Search] = {LEXICAL: lambda queries, _: bm25.rank(queries, SLOTS)[0]}
     embedded: dict[str, Embedded] = {}
     for name, retriever in models.items():
@@ -394,10 +396,10 @@ def _write(
     evidence = Evidence(inputs.items, inputs.asked, inputs.slices, of_source[CHALLENGER], of_source[kind])
     compared = {CHALLENGER: of_source[CHALLENGER], kind: of_source[kind]}
     write_parquet(online_lists(inputs, compared), workspace / "data/gate/interleaving.parquet")
-    write_report(workspace / "reports/gate/index.html", decision, evidence, inputs.meta.image_root, workspace)
+    write_report(workspace / GATE_REPORT, decision, evidence, inputs.meta.image_root, workspace)
     write_json(workspace / "reports/gate.json", flat_metrics(decision))
     # Last: who finds a decision finds all that it rests on.
-    write_json(workspace / "reports/decision.json", decision)
+    write_json(workspace / DECISION, decision)
 
 
 def flat_metrics(decision: Mapping[str, Any]) -> dict[str, float | int | None]:

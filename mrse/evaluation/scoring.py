@@ -21,6 +21,7 @@ from mrse.evaluation.lexical import BM25
 from mrse.evaluation.metrics import Labels, evaluate, labelled_share
 from mrse.evaluation.ranking import EMPTY, Floats, Ranking, exact_search, fuse
 from mrse.evaluation.window import Asked
+from mrse.layout import CLEAN, PROFILES
 from mrse.model.arrays import EncodedCatalogue, History, HistoryBank
 from mrse.model.retriever import Retriever, load_catalogue
 from mrse.progress import say
@@ -94,7 +95,7 @@ class Embedded:
     ) -> None:
         self.name = name
         self._retriever = retriever
-        folders = workspace / "data/clean", workspace / "data/profiles"
+        folders = workspace / CLEAN, workspace / PROFILES
         say(f"scoring: embedding the catalogue with {name}")
         catalogue = load_catalogue(retriever, *folders, workspace, cache_dir, asof)
         self._items = _by_id(retriever.encode_catalogue(catalogue))

@@ -28,19 +28,10 @@ from mrse.data.contract import SnapshotMeta, read_items, read_meta
 from mrse.device import pick
 from mrse.errors import DataError, IndexFailed
 from mrse.index.client import PREFIX, TEXT_BYTES, Stamp, Store, opened
-from mrse.index.layout import (
-    CHALLENGER,
-    CHALLENGER_PACKAGE,
-    CLEAN,
-    DECISION,
-    INDEX_JSON,
-    PROFILES,
-    SERVING,
-    check_judged,
-    read_handed,
-)
+from mrse.index.handed import check_judged
 from mrse.index.verify import ids_fingerprint, verify
-from mrse.jsonfile import write_json
+from mrse.jsonfile import read_handed, write_json
+from mrse.layout import CHALLENGER_JSON, CHALLENGER_PACKAGE, CLEAN, DECISION, INDEX_JSON, PROFILES, SERVING
 from mrse.model.arrays import EncodedCatalogue, History, HistoryBank
 from mrse.model.retriever import Retriever, load_catalogue
 from mrse.progress import say, track
@@ -100,10 +91,10 @@ def build(params: Params, workspace: Path) -> dict[str, Any]:
             what was asked for; what was built is dropped.
         ServiceError: Milvus cannot be reached.
     """
-    decision = read_handed(workspace, DECISION, "gate")
+    decision = read_handed(workspace / DECISION, "gate")
     if decision["outcome"] != "PROMOTE":
         return _skip(workspace, f"the gate said {decision['outcome']}")
-    challenger = read_handed(workspace, CHALLENGER, "train")
+    challenger = read_handed(workspace / CHALLENGER_JSON, "train")
     check_judged(decision, challenger)
     services = params.services.under(workspace)
     retriever = _load(workspace, challenger).to(pick(params.build_index.device))
@@ -251,7 +242,7 @@ def _load(workspace: Path, challenger: dict[str, Any]) -> Retriever:
     retriever = Retriever.load(workspace / CHALLENGER_PACKAGE)
     if retriever.fingerprint != challenger["fingerprint"]:
         raise DataError(
-            f"models/challenger is not version {challenger['version']} that models/challenger.json names "
+            f"{CHALLENGER_PACKAGE} is not version {challenger['version']} that {CHALLENGER_JSON} names "
             f"({retriever.fingerprint[:12]} is not {challenger['fingerprint'][:12]}); run the train stage again"
         )
     return retriever
@@ -268,7 +259,7 @@ def _embed(retriever: Retriever, workspace: Path, cache_dir: Path) -> EncodedCat
 def _content(workspace: Path, encoded: EncodedCatalogue) -> Content:
     items = read_items(workspace / CLEAN)
     if items.column("item_id").to_pylist() != encoded.item_ids:
-        raise IndexFailed("the model embedded other items than data/clean/items.parquet holds")
+        raise IndexFailed(f"the model embedded other items than {CLEAN / 'items.parquet'} holds")
     texts = {name: [cut(t, TEXT_BYTES[name]) for t in items.column(name).to_pylist()] for name in TEXT_BYTES}
     return Content(
         item_ids=encoded.item_ids,

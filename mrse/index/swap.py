@@ -29,21 +29,16 @@ from mrse import tracking
 from mrse.config import Params, ServicesConfig, SwapConfig
 from mrse.errors import IndexFailed, MrseError
 from mrse.index.client import ALIAS, Stamp, Store, opened
-from mrse.index.layout import (
-    CHALLENGER,
-    DECISION,
-    INDEX_JSON,
-    LIVE_JSON,
-    SERVING,
-    check_judged,
-    read_handed,
-    serving_artifact,
-)
+from mrse.index.handed import check_judged, serving_artifact
 from mrse.index.lease import Lease, lease
 from mrse.index.verify import SCORE_TOLERANCE
-from mrse.jsonfile import write_json
+from mrse.jsonfile import read_handed, write_json
+from mrse.layout import CHALLENGER_JSON, DECISION, INDEX_JSON, LIVE_JSON, SERVING
 from mrse.progress import say
 
+_AGAIN = (
+    "dvc repro --force --single-item build_index"  # without the last flag, the stages before it would run again too
+)
 _ABANDONED = timedelta(hours=24)  # a collection still unverified after this long is nobody's work any more
 
 
@@ -78,14 +73,14 @@ def swap(params: Params, workspace: Path) -> dict[str, Any]:
         ServiceError: Milvus or MLflow cannot be reached.
     """
     services = params.services.under(workspace)
-    index = read_handed(workspace, INDEX_JSON, "build_index")
-    check_judged(read_handed(workspace, DECISION, "gate"), read_handed(workspace, CHALLENGER, "train"))
+    index = read_handed(workspace / INDEX_JSON, "build_index")
+    check_judged(read_handed(workspace / DECISION, "gate"), read_handed(workspace / CHALLENGER_JSON, "train"))
     with lease(Path(services.state_dir), params.swap_index.lease_seconds) as held, opened(services) as store:
         before = reconcile(store, services)
         if index["status"] == "skipped":
             live = _report("unchanged", index["reason"], before)
         else:
-            stamp = _promised(store, index, read_handed(workspace, CHALLENGER, "train"))
+            stamp = _promised(store, index, read_handed(workspace / CHALLENGER_JSON, "train"))
             publish(services, stamp, index["collection"], workspace / SERVING)
             _go_live(store, params.swap_index, index["collection"], held)
             after = reconcile(store, services)
@@ -247,13 +242,13 @@ def _promised(store: Store, index: dict[str, Any], challenger: dict[str, Any]) -
     wanted = Stamp(**index["stamp"])
     if (wanted.model_version, wanted.model_fingerprint) != (int(challenger["version"]), challenger["fingerprint"]):
         raise IndexFailed(
-            f"models/index was built from model version {wanted.model_version}, models/challenger.json names version "
+            f"{INDEX_JSON} was built from model version {wanted.model_version}, {CHALLENGER_JSON} names version "
             f"{challenger['version']}; run the build_index stage again"
         )
     found = store.stamp(name)
     if found is None or not found.same_build(wanted):
         state = "is gone" if found is None else "was built anew by another run"
-        raise IndexFailed(f"collection {name} {state}; run build_index again (`dvc repro --force build_index`)")
+        raise IndexFailed(f"collection {name} {state}; run build_index again (`{_AGAIN}`)")
     if found.state != "verified":
         raise IndexFailed(f"collection {name} was never verified; run build_index again")
     store.load(name)

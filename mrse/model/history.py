@@ -10,8 +10,7 @@ Shapes: B rows, M remembered things, E experts, X = M * E, H hidden size, W = E 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -43,10 +42,8 @@ class Memory:
 
     def to(self, device: torch.device) -> Memory:
         """The same on a device."""
-        moved: dict[str, Any] = {
-            name: None if x is None else x.to(device, non_blocking=True) for name, x in vars(self).items()
-        }
-        return Memory(**moved)
+        there = {name: x.to(device, non_blocking=True) for name, x in vars(self).items() if x is not None}
+        return replace(self, **there)
 
 
 class TargetAttention(nn.Module):
@@ -90,16 +87,17 @@ class Taste(nn.Module):
     """What a shopper likes, whatever is asked for: how what was engaged with differs from the usual, of which only what
     sets things apart within their kind stays (`Mrse.start_fusion`).
 
-    The map is taken from the catalogue and not learned: logs are too short to learn it without learning them by heart.
+    The metric (A.T @ A, of the map A onto what sets apart) is taken from the catalogue and not learned: logs are too
+    short to learn it without learning them by heart.
     """
 
-    apart_WW: Tensor
+    metric_WW: Tensor
     usual_EH: Tensor
 
     def __init__(self, experts: int, hidden: int) -> None:
         super().__init__()
         self.register_buffer("usual_EH", torch.zeros(experts, hidden))
-        self.register_buffer("apart_WW", torch.zeros(experts * hidden, experts * hidden))
+        self.register_buffer("metric_WW", torch.zeros(experts * hidden, experts * hidden))
         self.usual_logit_E = nn.Parameter(torch.full((experts,), _USUAL_COUNTS).log())
 
     def forward(self, memory_BMEH: Tensor, bias_BME: Tensor, known_BM: Tensor) -> Tensor:
@@ -108,7 +106,7 @@ class Taste(nn.Module):
         usual_B1E = self.usual_logit_E.expand(known_BM.shape[0], 1, -1)
         share_BME = torch.cat([score_BME, usual_B1E], dim=1).softmax(dim=1)[:, :-1]
         mean_BEH = torch.einsum("bme,bmeh->beh", share_BME, memory_BMEH - self.usual_EH)
-        return (mean_BEH.flatten(1) @ self.apart_WW.T).view_as(mean_BEH)
+        return (mean_BEH.flatten(1) @ self.metric_WW).view_as(mean_BEH)
 
 
 class ShopperHistory(nn.Module):

@@ -5,7 +5,7 @@ Shapes: N texts, B texts of a batch, L word pieces, W words, U distinct words, G
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -33,13 +33,8 @@ class Texts:
         return len(self.tokens_BL)
 
     def to(self, device: torch.device) -> Texts:
-        """The same batch on a device."""
-        return Texts(
-            tokens_BL=self.tokens_BL.to(device, non_blocking=True),
-            inside_BL=self.inside_BL.to(device, non_blocking=True),
-            words_BW=self.words_BW.to(device, non_blocking=True),
-            grams_UG=self.grams_UG.to(device, non_blocking=True),
-        )
+        """The same on a device."""
+        return replace(self, **{name: x.to(device, non_blocking=True) for name, x in vars(self).items()})
 
     def rows(self, start: int, stop: int) -> Texts:
         """Some rows, cut to the longest of them and to the words that occur there; for all rows the batch as it is."""

@@ -49,7 +49,7 @@ from mrse.model.inputs import TextTable
 from mrse.model.towers import Fused, Mrse
 from mrse.profiles import tables
 
-_FORMAT = 2
+_FORMAT = 3
 
 
 class Retriever:
@@ -237,7 +237,15 @@ class Retriever:
         return memory.to(self.model.device)
 
     def fuse(self, query_BEH: Tensor, memory: Memory | None) -> Fused:
-        """Both halves to final vectors; the only work of a request whose halves are at hand."""
+        """Both halves to final vectors; the only work of a request whose halves are at hand.
+
+        Args:
+            query_BEH: of `query_parts`, on the model's device.
+            memory: of `shopper_memory`; None only for a model without `user_history`.
+
+        Raises:
+            ValueError: the model reads histories and there is no memory. One for nobody known is empty, not None.
+        """
         with inference(self.model):
             return self.model.fuse_queries(query_BEH.float(), memory)
 
@@ -286,16 +294,15 @@ def load_catalogue(
     ids: list[str] = items.column("item_id").to_pylist()
     row = np.full(len(ids), -1, dtype=np.int64)
     array = np.zeros((0, retriever.settings["image_tokens"], retriever.settings["image_dim"]), dtype=np.float16)
-    if retriever.reads_images and "image" in items.column_names:
+    if retriever.reads_images:
         store = ImageStore(read_meta(clean).image_root, workspace)
         pictures = image_features(retriever.image_encoder(), items.column("image").to_pylist(), store, cache_dir)
         row, array = pictures.row, pictures.array
-    categories = items.column("category").to_pylist() if "category" in items.column_names else [""] * len(ids)
     queries, weights = _profile_queries(profiles, ids, asof)
     return Catalogue(
         item_ids=ids,
         titles=items.column("title").to_pylist(),
-        categories=[category or "" for category in categories],
+        categories=[category or "" for category in items.column("category").to_pylist()],
         image_row=row,
         image_features=array,
         queries=queries,

@@ -230,8 +230,8 @@ class Mrse(nn.Module):
         if isinstance(history, ShopperHistory) and len(torch.unique(kind_B)) > 1:
             history.taste.usual_EH.copy_(sample_BEH.mean(dim=0))
             apart_WW = set_apart(wide_BW, kind_B)
-            # Once for what is remembered and once, transposed, for the items that it will be compared with.
-            history.taste.apart_WW.copy_(_TASTE_START * apart_WW.T @ apart_WW)
+            # The map once for what is remembered and once, transposed, for the items that it will be compared with.
+            history.taste.metric_WW.copy_(_TASTE_START * apart_WW.T @ apart_WW)
 
 
 def set_apart(wide_BW: Tensor, kind_B: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ from mrse import tracking
 from mrse.config import ServicesConfig
 from mrse.errors import IndexFailed, ServiceError
 from mrse.index.client import ALIAS, FIELDS, Found, Stamp, Store, exists, opened
-from mrse.index.layout import serving_artifact
+from mrse.index.handed import serving_artifact
 from mrse.model.arrays import History, HistoryBank
 from mrse.model.retriever import Retriever, package_fingerprint
 

@@ -12,8 +12,9 @@ from mrse import tracking
 from mrse.config import ServicesConfig
 from mrse.evaluation.history import Decided, read_history
 from mrse.index.client import Stamp, Store, exists, opened
-from mrse.index.layout import CHALLENGER, DECISION, read_handed
 from mrse.index.swap import Live, look
+from mrse.jsonfile import read_handed
+from mrse.layout import CHALLENGER_JSON, DECISION
 
 _NOTHING = "nothing is live yet: no run of the pipeline has been promoted here"
 
@@ -124,13 +125,13 @@ def _fate(stamp: Stamp | None) -> str:
 
 def _newest(workspace: Path, live: Live | None) -> list[str]:
     """The challenger that lies in the workspace, where it is not the one that is live."""
-    if not (workspace / CHALLENGER).exists():
+    if not (workspace / CHALLENGER_JSON).exists():
         return []
-    version = int(read_handed(workspace, CHALLENGER, "train")["version"])
+    version = int(read_handed(workspace / CHALLENGER_JSON, "train")["version"])
     if live is not None and version == live.stamp.model_version:
         return []
     decided = (workspace / DECISION).exists()
-    outcome = read_handed(workspace, DECISION, "gate") if decided else {}
+    outcome = read_handed(workspace / DECISION, "gate") if decided else {}
     if outcome.get("challenger", {}).get("version", version) != version:
         outcome = {}
     return [_row("newest", f"version {version}, {outcome.get('outcome', 'not judged yet')}")]

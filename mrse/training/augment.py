@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mrse.model.inputs import Texts
@@ -43,6 +44,15 @@ def vague_query(query: str, rng: np.random.Generator) -> str:
     if words and not keep.any():
         keep[rng.integers(len(words))] = True
     return " ".join(word for word, kept in zip(words, keep, strict=True) if kept)
+
+
+def vague_pairs(
+    queries: Sequence[str], known_B: NDArray[np.bool_], share: float, rng: np.random.Generator
+) -> dict[int, str]:
+    """Vaguer queries of a share of the rows whose shopper is known, by row; none for a query that lost no word."""
+    rows = np.flatnonzero(known_B & (rng.random(len(known_B)) < share)).tolist()
+    made = {row: vague_query(queries[row], rng) for row in rows}
+    return {row: query for row, query in made.items() if query != queries[row]}
 
 
 def _typo(word: str, rng: np.random.Generator) -> str:

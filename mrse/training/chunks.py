@@ -17,13 +17,14 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 
-def in_chunks(encode: Callable[[int, int], Tensor], start: int, stop: int, size: int) -> Tensor:
+def in_chunks(encode: Callable[[int, int], Tensor], start: int, stop: int, size: int, device: torch.device) -> Tensor:
     """Encode B rows, `start` to `stop`, at most `size` at once; 0: all at once.
 
     Args:
         encode: rows `start` to `stop` as `(stop - start, E, H)`; called again in the backward pass, so it must depend
-            on nothing but them, the weights and torch's generator.
+            on nothing but them, the weights and torch's generators of the CPU and the device.
         size: rows of a chunk.
+        device: where `encode` computes.
 
     Returns:
         `(B, E, H)`.
@@ -31,9 +32,11 @@ def in_chunks(encode: Callable[[int, int], Tensor], start: int, stop: int, size:
     if size == 0 or stop - start <= size:
         return encode(start, stop)
     firsts = range(start, stop, size)
-    return torch.cat([_encoded_twice(encode, first, min(first + size, stop)) for first in firsts])
+    return torch.cat([_encoded_twice(encode, first, min(first + size, stop), device) for first in firsts])
 
 
-def _encoded_twice(encode: Callable[[int, int], Tensor], start: int, stop: int) -> Tensor:
-    encoded: Tensor = checkpoint(encode, start, stop, use_reentrant=False, preserve_rng_state=True)
+def _encoded_twice(encode: Callable[[int, int], Tensor], start: int, stop: int, device: torch.device) -> Tensor:
+    # Torch puts back the random bits of the CPU and of those devices that it finds among the arguments.
+    anchor = torch.empty(0, device=device)
+    encoded: Tensor = checkpoint(lambda _: encode(start, stop), anchor, use_reentrant=False, preserve_rng_state=True)
     return encoded

@@ -146,7 +146,7 @@ def load_shop(
     if len(ids) == 0:
         raise DataError(f"{clean / 'items.parquet'}: no items")
     titles = items.column("title").to_pylist()
-    categories = items.column("category").to_pylist() if "category" in items.column_names else [None] * len(ids)
+    categories = items.column("category").to_pylist()
     examples = tables.read(profiles / "examples.parquet", split="train")
     requests = tables.read(profiles / "requests.parquet", split="valid")
     profile_table = tables.read(profiles / "items.parquet", ["item_id", "asof", "queries", "query_weights"])
@@ -158,7 +158,7 @@ def load_shop(
     item_profiles = _profiles(profile_table, ids, asofs, queries)
     return Shop(
         item_ids=ids.to_pylist(),
-        category_N=np.unique([category or "" for category in categories], return_inverse=True)[1],
+        category_N=_categories(items.column("category")),
         item_strings=[item_text(title, category) for title, category in zip(titles, categories, strict=True)],
         query_strings=queries.texts,
         item_texts=retriever.item_texts(titles, categories),
@@ -169,6 +169,12 @@ def load_shop(
         requests=request_rows,
         dropped=example_rows[1] | dropped,
     )
+
+
+def _categories(categories: pa.ChunkedArray) -> Ints:
+    encoded = pc.fill_null(categories, "").combine_chunks().dictionary_encode()
+    codes: Ints = encoded.indices.to_numpy().astype(np.int64)
+    return codes
 
 
 class _Index:

@@ -11,9 +11,10 @@ from typing import Any
 import yaml
 
 from mrse.data.contract import read_meta
+from mrse.layout import CLEAN, FEATURES, PROFILES
 
 _COMMIT = re.compile(r"[0-9a-f]{40,64}")
-_INPUTS = ("data/clean", "data/profiles", "data/features")
+_INPUTS = {path.as_posix() for path in (CLEAN, PROFILES, FEATURES)}
 
 
 def lineage(workspace: Path) -> dict[str, str]:
@@ -26,7 +27,7 @@ def lineage(workspace: Path) -> dict[str, str]:
         `git_commit` (when the workspace is a checkout), `data_source`, `data_fingerprint`, `data_start`, `data_end`,
         `simulated`, and `dvc.<path>` with the hash of each input that `dvc.lock` knows.
     """
-    meta = read_meta(workspace / "data/clean")
+    meta = read_meta(workspace / CLEAN)
     tags = {
         "data_source": meta.source,
         "data_fingerprint": meta.fingerprint,

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from mrse.training.data import Examples, Floats, Ints
 
 # Streams of random numbers, so that no two choices of a step are one.
-_ORDER, _SELF, _CATALOGUE, LOGGED, PSEUDO, MINED = range(6)
+_ORDER, _SELF, _CATALOGUE, LOGGED, PSEUDO, MINED, VAGUE = range(7)
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,12 @@ class Sampler:
     (an item could be told by how rich its profile is) and none shows the future.
 
     Judgments name many items for a query and no shopper: beside a log they would drown it. A pass takes every example
-    of the log, and of the judged ones so many that they keep to their share, others in each pass.
+    of the log, and of the judged ones so many that they keep to their share, others in each pass. A log that fills no
+    batch bounds nothing: its few rows would come again in every pass, and most of the judged ones in none.
 
     Attributes:
         rate_M: in which share of the passes each example is drawn.
+        logged, judged: how many examples of the log, and judged ones, a pass takes.
     """
 
     def __init__(
@@ -53,10 +55,13 @@ class Sampler:
         self._self = min(items, round(batch_size * self_pairs)) if len(examples) else min(items, batch_size)
         self._real = max(1, batch_size - self._self)
         self._seed = seed
-        self._groups = list(_groups(examples, _judged_rate(examples.judged_M, judged_share)))
+        self._groups = list(_groups(examples, _judged_rate(examples.judged_M, judged_share, self._real)))
         self.rate_M = np.zeros(len(examples))
         for group in self._groups:
             self.rate_M[group.rows] = group.taken / len(group.rows)
+        self.logged, self.judged = (
+            sum(group.taken for group in self._groups if group.judged == judged) for judged in (False, True)
+        )
         self._epochs = np.unique([group.epoch for group in self._groups])
         taken = (sum(group.taken for group in self._groups if group.epoch == epoch) for epoch in self._epochs)
         self._per_pass = sum(-(-count // self._real) for count in taken)
@@ -90,6 +95,7 @@ class _Group:
     """Examples of one profile cut, all of them from the log or all judged; `taken` of them are drawn in each pass."""
 
     epoch: int
+    judged: bool
     rows: Ints
     taken: int
 
@@ -100,15 +106,15 @@ def _groups(examples: Examples, judged_rate: float) -> Iterator[_Group]:
             rows = np.flatnonzero((examples.epoch_M == epoch) & (examples.judged_M == judged))
             taken = math.ceil(len(rows) * (judged_rate if judged else 1.0))
             if taken:
-                yield _Group(int(epoch), rows, taken)
+                yield _Group(int(epoch), judged, rows, taken)
 
 
-def _judged_rate(judged_M: NDArray[np.bool_], share: float) -> float:
+def _judged_rate(judged_M: NDArray[np.bool_], share: float, batch: int) -> float:
     """In which share of the passes a judged example may be drawn, so that they are at most `share` of a pass; 1 where
-    nothing else is known."""
+    the log has fewer than `batch` examples."""
     judged = int(judged_M.sum())
     logged = len(judged_M) - judged
-    if not logged or share == 1.0 or judged * (1.0 - share) <= share * logged:
+    if logged < batch or share == 1.0 or judged * (1.0 - share) <= share * logged:
         return 1.0
     return share * logged / ((1.0 - share) * judged)
 

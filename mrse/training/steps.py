@@ -7,9 +7,9 @@ the vectors, N items.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,95 +19,33 @@ from torch import Tensor
 
 from mrse.config import TrainConfig
 from mrse.device import fast_at_bfloat16
-from mrse.features.text import split_words
-from mrse.model.encode import ItemQueries, item_bank, looked_up, query_bank
+from mrse.model.encode import item_bank, query_bank
 from mrse.model.history import Memory
-from mrse.model.inputs import concatenated
 from mrse.model.loss import hnst, mnsce
 from mrse.model.matryoshka import prefix
 from mrse.model.retriever import Retriever
-from mrse.training.augment import drop_modalities, hide_words, pseudo_query, vague_query
+from mrse.training.augment import drop_modalities, hide_words
+from mrse.training.banks import Banks, shopper_memory
+from mrse.training.batches import Batch, Batches
 from mrse.training.chunks import in_chunks
-from mrse.training.data import Ints, Shop, Shoppers
+from mrse.training.data import Ints, Shop
 from mrse.training.distributed import ALONE, World
-from mrse.training.mining import Mined, Miner
-from mrse.training.sampling import PSEUDO, Draw, Exclusions, Sampler, catalogue_items, log_q, pick_hard
+from mrse.training.mining import Mined
 
 _BANK_BATCH = 512
-START_SAMPLE = 4096
+_FUSION_SAMPLE = 4096
 _ROWS = 64
 
 
-@dataclass
-class Banks:
-    """Expert outputs of every item and every query, refreshed now and then without gradient.
-
-    Attributes:
-        items_NEH, queries_QEH: float16, where the model is.
-        mined: hard negatives found with them; None where mining is off.
-    """
-
-    items_NEH: Tensor
-    queries_QEH: Tensor
-    mined: Mined | None = None
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Everything by name, for a checkpoint."""
-        named = {"items": self.items_NEH, "queries": self.queries_QEH}
-        if self.mined is not None:
-            named["mined_pairs"] = torch.from_numpy(self.mined.pair_X)
-            named["mined_items"] = torch.from_numpy(self.mined.item_XW)
-        return named
-
-    @classmethod
-    def of(cls, named: Mapping[str, Tensor], device: torch.device) -> Banks:
-        """What `tensors` gave, on a device."""
-        mined = None
-        if "mined_pairs" in named:
-            mined = Mined(named["mined_pairs"].numpy(), named["mined_items"].numpy())
-        return cls(named["items"].to(device), named["queries"].to(device), mined)
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """What the experts say of a batch.
-
-    Attributes:
-        query_BEH: with gradient.
-        positive_PEH: with gradient.
-        positives_P: item rows, distinct.
-        target_B: each row's place in `positives_P`.
-    """
-
-    query_BEH: Tensor
-    positive_PEH: Tensor
-    positives_P: Ints
-    target_B: Ints
-
-
 class Steps:
-    """Losses of a step, from its number, on the device that the model is on.
-
-    What a step works on is chosen on the CPU, so that every device is given the same.
-    """
+    """Losses of a step, from its number, on the device that the model is on."""
 
     def __init__(self, config: TrainConfig, retriever: Retriever, shop: Shop, world: World = ALONE) -> None:
         self.config = config
         self.world = world
-        self.retriever = retriever
         self.model = retriever.model
         self.shop = shop
-        shares = config.self_pairs, config.judged_share
-        self.sampler = Sampler(shop.examples, len(shop.item_ids), config.batch_size, *shares, config.seed)
-        rate_M: NDArray[np.float64] = self.sampler.rate_M
-        self._counts_N = np.bincount(shop.examples.item_M, rate_M, len(shop.item_ids)).astype(np.float64)
-        same_text = _numbered(shop.item_strings)
-        self._twins_by_text = Exclusions(shop.examples, same_text)
-        # For a query from the logs a picture can tell two equal titles apart; for one made from the title it cannot.
-        same_item = same_text * (int(shop.pictures.row_N.max(initial=-1)) + 2) + shop.pictures.row_N + 1
-        self._twins = Exclusions(shop.examples, same_item)
-        mines = config.loss.mine.last > 0 and config.loss.beta > 0
-        self._miner = Miner(config.loss, shop.examples, same_item) if mines else None
+        self.batches = Batches(config, retriever, shop)
         self._device = self.model.device
         self._bfloat16 = use_bfloat16(config.precision, self._device)
 
@@ -127,36 +65,32 @@ class Steps:
 
     def start_fusion(self, banks: Banks) -> None:
         """Start the fusion from what the experts say of a sample of the items, of which the category is the kind."""
-        rows = np.linspace(0, len(banks.items_NEH) - 1, START_SAMPLE).astype(np.int64)
+        rows = np.linspace(0, len(banks.items_NEH) - 1, _FUSION_SAMPLE).astype(np.int64)
         sample_BEH = banks.items_NEH[self._there(rows)].float()
         self.model.start_fusion(sample_BEH, self._there(self.shop.category_N[rows]))
 
     def mine(self, banks: Banks, step: int) -> Mined | None:
         """Hard negatives for the examples of the steps from `step` to the next refresh; None where mining is off."""
-        if self._miner is None:
+        miner = self.batches.miner
+        if miner is None:
             return None
         end = min(step + self.config.bank_refresh_steps, self.config.align_steps + self.config.fuse_steps)
-        rows = np.concatenate([self.sampler.draw(later).example_rows for later in range(step, end)])
-        pairs = self._miner.lacking(rows)
+        drawn = (self.batches.sampler.draw(later).example_rows for later in range(step, end))
+        pairs = miner.lacking(np.concatenate(list(drawn)))
         own = pairs[self.world.share(len(pairs))]
-        found = self._miner.mine(self.model, banks.items_NEH, banks.queries_QEH, self.shop.item_queries, own)
+        found = miner.mine(self.model, banks.items_NEH, banks.queries_QEH, self.shop.item_queries, own)
         return Mined(pairs, self.world.gather(torch.from_numpy(found.item_XW)).numpy())
 
     def align(self, step: int) -> dict[str, Tensor]:
         """Phase 1: each expert alone matches queries and items by a softmax over the batch; their mean."""
-        draw = self.sampler.draw(step)
-        batch = self._encode(draw, step)
-        excluded_BP = self._excluded(draw, batch, batch.positives_P)
-        log_q_P = self._log_q(draw, batch.positives_P, 0)
+        batch = self.batches.make(step, reads_shoppers=False)
+        query_BEH, positive_PEH = self._encode(batch)
+        target_B, weight_B = self._there(batch.target_B), self._there(batch.weight_B)
+        log_q_P, excluded_BP = self._corrections(batch, batch.positives_P, 0)
+        temperature = self.config.loss.temperature
         losses = {
             f"align_{name}": mnsce(
-                batch.query_BEH[:, place],
-                batch.positive_PEH[:, place],
-                self._there(batch.target_B),
-                self.config.loss.temperature,
-                log_q_P,
-                excluded_BP,
-                self._weights(draw),
+                query_BEH[:, place], positive_PEH[:, place], target_B, temperature, log_q_P, excluded_BP, weight_B
             )
             for place, name in enumerate(self.model.experts.names)
         }
@@ -171,51 +105,39 @@ class Steps:
         own items, encoded anew with gradient, and over the same items and the catalogue draws as the bank knows them.
         """
         loss = self.config.loss
-        draw = self.sampler.draw(step)
-        batch = self._encode(draw, step)
-        positives_P, target_B = batch.positives_P, self._there(batch.target_B)
-        drawn = catalogue_items(self.config.seed, step, len(self._counts_N), loss.catalogue_negatives)
-        items_C = np.concatenate([positives_P, drawn[~np.isin(drawn, positives_P)]])
-        hard_BK = self._hard(draw, step, banks.mined)
-        hard_J = np.unique(hard_BK[hard_BK >= 0])
+        batch = self.batches.make(step, reads_shoppers=True)
+        query_BEH, positive_PEH = self._encode(batch)
+        items_C = self.batches.candidates(batch)
+        hard_J, place_BK = self.batches.hard(batch, banks.mined)
         with self.precision():
-            fresh_PD, banked_CD, hard_JD = self._fuse_items(batch, items_C, hard_J, draw, banks)
-            query_BD = self.model.fuse_queries(batch.query_BEH, self._shopper_memory(draw, banks)).vector_BD
-        weight_B = self._weights(draw)
+            fresh_PD, banked_CD, hard_JD = self._fuse_items(batch, positive_PEH, items_C, hard_J, banks)
+            query_BD = self.model.fuse_queries(query_BEH, self._shopper_memory(batch, banks)).vector_BD
         parts: dict[str, Tensor] = {}
         if loss.alpha:
-            pools = (fresh_PD, positives_P, 0), (banked_CD, items_C, loss.catalogue_negatives)
-            parts |= self._mnsce(query_BD, pools, draw, batch)
-        if loss.beta and len(hard_J):
-            known_BK = hard_BK >= 0
-            negative_BKD = hard_JD[self._there(np.searchsorted(hard_J, np.where(known_BK, hard_BK, hard_J[0])))]
-            known = self._there(known_BK)
-            parts["hnst"] = hnst(query_BD, banked_CD[target_B], negative_BKD, known, loss.margin, weight_B)
-        elif loss.beta:
-            parts["hnst"] = query_BD.sum() * 0.0
+            pools = (fresh_PD, batch.positives_P, 0), (banked_CD, items_C, loss.catalogue_negatives)
+            parts |= self._mnsce(query_BD, pools, batch)
+        if loss.beta:
+            parts["hnst"] = self._hnst(query_BD, banked_CD, hard_JD, place_BK, batch)
         beta = loss.beta * hard_share(self.config, step)
         total = loss.alpha * parts.get("mnsce", torch.zeros(())) + beta * parts.get("hnst", torch.zeros(()))
         return {"loss": total, **parts}
 
-    def _mnsce(
-        self, query_BD: Tensor, pools: Sequence[tuple[Tensor, Ints, int]], draw: Draw, batch: Encoded
-    ) -> dict[str, Tensor]:
+    def _mnsce(self, query_BD: Tensor, pools: Sequence[tuple[Tensor, Ints, int]], batch: Batch) -> dict[str, Tensor]:
         """MNSCE, the mean over pools of candidates; with `loss.matryoshka` the weighted mean of it on whole vectors
         (weight 1) and on their prefixes, and each of these by its size (Kusupati et al. 2022, equation 1).
 
         Args:
             query_BD: unit vectors.
             pools: unit vectors of candidates, their item rows, and how many of them were drawn from the catalogue.
+            batch: whose queries they are.
         """
-        loss, target_B, weight_B = self.config.loss, self._there(batch.target_B), self._weights(draw)
-        masks = [
-            (self._log_q(draw, items_C, drawn), self._excluded(draw, batch, items_C)) for _, items_C, drawn in pools
-        ]
+        loss, target_B, weight_B = self.config.loss, self._there(batch.target_B), self._there(batch.weight_B)
+        corrections = [self._corrections(batch, items_C, drawn) for _, items_C, drawn in pools]
 
         def mean(asked_BD: Tensor, candidates: Sequence[Tensor]) -> Tensor:
             softmaxes = [
                 mnsce(asked_BD, candidate_CD, target_B, loss.temperature, log_q_C, excluded_BC, weight_B)
-                for candidate_CD, (log_q_C, excluded_BC) in zip(candidates, masks, strict=True)
+                for candidate_CD, (log_q_C, excluded_BC) in zip(candidates, corrections, strict=True)
             ]
             return torch.stack(softmaxes).mean()
 
@@ -229,38 +151,24 @@ class Steps:
         by_size = {f"mnsce_{size}": value for size, value in (short | {query_BD.shape[1]: whole}).items()}
         return {"mnsce": total, **by_size}
 
-    def _encode(self, draw: Draw, step: int) -> Encoded:
-        examples, config = self.shop.examples, self.config.model
-        rng = np.random.default_rng([self.config.seed, PSEUDO, step])
-        query_B = examples.query_M[draw.example_rows]
-        made = [pseudo_query(split_words(self.shop.item_strings[item]), rng) for item in draw.self_items]
-        vague_rows = self._made_vague(draw, rng)
-        made += [vague_query(self.shop.query_strings[query], rng) for query in query_B[vague_rows]]
-        queries, query_place = np.unique(query_B, return_inverse=True)
-        positives_P, target_B = np.unique(
-            np.concatenate([examples.item_M[draw.example_rows], draw.self_items]), return_inverse=True
-        )
-        asked = self.shop.query_texts.batch(queries)
-        if made:
-            asked = concatenated(asked, self.retriever.query_texts(made).batch(np.arange(len(made))))
-        # Rows of examples share the encoding of their query; what is made for this step has its own.
-        place_X = len(queries) + np.arange(len(made))
-        query_place[vague_rows] = place_X[len(draw.self_items) :]
-        row_B = np.concatenate([query_place, place_X[: len(draw.self_items)]])
-        asked = hide_words(asked, config.word_dropout)
+    def _hnst(self, query_BD: Tensor, banked_CD: Tensor, hard_JD: Tensor, place_BK: Ints, batch: Batch) -> Tensor:
+        """HNST between the positives and the hard negatives as the bank knows them."""
+        if len(hard_JD) == 0:
+            return query_BD.sum() * 0.0
+        positive_BD, weight_B = banked_CD[self._there(batch.target_B)], self._there(batch.weight_B)
+        negative_BKD, known_BK = hard_JD[self._there(np.maximum(place_BK, 0))], self._there(place_BK >= 0)
+        return hnst(query_BD, positive_BD, negative_BKD, known_BK, self.config.loss.margin, weight_B)
+
+    def _encode(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """What the experts say of the queries, `(B, E, H)`, and of the positives, `(P, E, H)`, with gradient."""
+        asked = hide_words(batch.asked, self.config.model.word_dropout)
         # Both sides under one roof: the weights are cast once.
         with self.precision():
             query_UEH = self._encode_shares(
                 lambda start, stop: self.model.encode_texts(asked.rows(start, stop)), len(asked)
             )
-            positive_PEH = self._encode_items(positives_P)
-        return Encoded(query_UEH[self._there(row_B)], positive_PEH, positives_P, target_B)
-
-    def _made_vague(self, draw: Draw, rng: np.random.Generator) -> Ints:
-        """Rows whose shopper must tell what the query no longer does: a share of those with a history."""
-        share = self.config.vague_pairs if self.config.model.user_history else 0.0
-        known_B = (self.shop.examples.shoppers.item_ML[draw.example_rows] >= 0).any(axis=1)
-        return np.flatnonzero(known_B & (rng.random(len(draw.example_rows)) < share))
+            positive_PEH = self._encode_items(batch.positives_P)
+        return query_UEH[self._there(batch.row_B)], positive_PEH
 
     def _encode_items(self, positives_P: Ints) -> Tensor:
         config = self.config.model
@@ -279,94 +187,47 @@ class Steps:
 
     def _encode_shares(self, encode: Callable[[int, int], Tensor], rows: int) -> Tensor:
         """Every process its share of the rows, in chunks."""
-        size = self.config.chunk_size
-        return self.world.encode(lambda start, stop: in_chunks(encode, start, stop, size), rows)
+        size, device = self.config.chunk_size, self._device
+        return self.world.encode(lambda start, stop: in_chunks(encode, start, stop, size, device), rows)
 
     def _fuse_items(
-        self, batch: Encoded, items_C: Ints, hard_J: Ints, draw: Draw, banks: Banks
+        self, batch: Batch, positive_PEH: Tensor, items_C: Ints, hard_J: Ints, banks: Banks
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Final vectors of the positives encoded anew, and of candidates and hard negatives from the bank."""
         fresh, banked_end = len(batch.positives_P), len(batch.positives_P) + len(items_C)
         # Rounded up to a number of rows that comes again, as in `Packing`; what is more than asked for is dropped.
         more = -(banked_end + len(hard_J)) % _ROWS
         banked = np.concatenate([items_C, hard_J, items_C[:more]])
-        own_BEH = torch.cat([batch.positive_PEH, banks.items_NEH[self._there(banked)].float()])
+        own_BEH = torch.cat([positive_PEH, banks.items_NEH[self._there(banked)].float()])
         memory: Memory | None = None
         if self.config.model.item_history:
-            profiles: ItemQueries = self.shop.item_queries(draw.epoch)
-            memory = self._forget(profiles.memory(np.concatenate([batch.positives_P, banked]), banks.queries_QEH))
+            queries = self.shop.item_queries(batch.draw.epoch)
+            memory = self._forget(queries.memory(np.concatenate([batch.positives_P, banked]), banks.queries_QEH))
         vector_BD = self.model.fuse_items(own_BEH, memory).vector_BD
         return vector_BD[:fresh], vector_BD[fresh:banked_end], vector_BD[banked_end : banked_end + len(hard_J)]
 
-    def _shopper_memory(self, draw: Draw, banks: Banks) -> Memory | None:
+    def _shopper_memory(self, batch: Batch, banks: Banks) -> Memory | None:
         if not self.config.model.user_history:
             return None
-        real = shopper_memory(self.shop.examples.shoppers, draw.example_rows, banks)
-        rows = len(draw.self_items)  # nobody asks a self-made query
-        return self._forget(
-            Memory(
-                memory_BMEH=_padded(real.memory_BMEH, rows),
-                known_BM=_padded(real.known_BM, rows),
-                action_BM=_padded(real.action_BM, rows),
-                age_BM=_padded(real.age_BM, rows),
-            )
-        )
+        real = shopper_memory(self.shop.examples.shoppers, batch.draw.example_rows, banks)
+        rows = len(batch.draw.self_items)  # nobody asks a self-made query
+        padded = {name: _padded(x, rows) for name, x in vars(real).items() if x is not None}
+        return self._forget(replace(real, **padded), spared=batch.vague)
 
-    def _forget(self, memory: Memory) -> Memory:
-        keep_B = (torch.rand(len(memory.known_BM)) >= self.config.model.history_dropout).to(self._device)
-        return Memory(
-            memory.memory_BMEH,
-            memory.known_BM & keep_B[:, None],
-            memory.action_BM,
-            memory.age_BM,
-            memory.weight_BM,
-        )
+    def _forget(self, memory: Memory, spared: Iterable[int] = ()) -> Memory:
+        """Some rows without their history; never the `spared` ones."""
+        keep_B = torch.rand(len(memory.known_BM)) >= self.config.model.history_dropout
+        keep_B[list(spared)] = True
+        return replace(memory, known_BM=memory.known_BM & keep_B.to(self._device)[:, None])
 
-    def _hard(self, draw: Draw, step: int, mined: Mined | None) -> Ints:
-        loss = self.config.loss
-        if not loss.beta or not loss.hard_negatives:
-            return np.full((len(draw.example_rows) + len(draw.self_items), 1), -1, dtype=np.int64)
-        log_BG = self.shop.examples.hard_MK[draw.example_rows]
-        real_BK = pick_hard(log_BG, loss.hard_negatives, self.config.seed, step)
-        if self._miner is not None and mined is not None:
-            real_BK = self._miner.fill(real_BK, log_BG, draw.example_rows, mined, self.config.seed, step)
-        return np.concatenate([real_BK, np.full((len(draw.self_items), real_BK.shape[1]), -1, dtype=np.int64)])
-
-    def _log_q(self, draw: Draw, items_C: Ints, drawn: int) -> Tensor | None:
-        if not self.config.loss.logq:
-            return None
-        sizes = len(draw.example_rows), len(draw.self_items), min(drawn, len(self._counts_N))
-        return self._there(log_q(self._counts_N, items_C, *sizes))
-
-    def _excluded(self, draw: Draw, batch: Encoded, items_C: Ints) -> Tensor:
-        real = len(draw.example_rows)
-        nobody = np.full(len(draw.self_items), -1, dtype=np.int64)
-        asker_B = self.shop.examples.asker_M[draw.example_rows]
-        by_log = self._twins.mask(asker_B, batch.target_B[:real], items_C)
-        by_text = self._twins_by_text.mask(nobody, batch.target_B[real:], items_C)
-        return self._there(np.concatenate([by_log, by_text]))
-
-    def _weights(self, draw: Draw) -> Tensor:
-        real_B = self.shop.examples.weight_M[draw.example_rows]
-        return self._there(np.concatenate([real_B, np.ones(len(draw.self_items), dtype=np.float32)]))
+    def _corrections(self, batch: Batch, items_C: Ints, drawn: int) -> tuple[Tensor | None, Tensor]:
+        """What MNSCE must know of candidates: log Q, `(C,)`, and which are no negatives, `(B, C)`."""
+        log_q_C = self.batches.log_q(batch, items_C, drawn)
+        return None if log_q_C is None else self._there(log_q_C), self._there(self.batches.excluded(batch, items_C))
 
     def _there(self, array: NDArray[Any]) -> Tensor:
         """A small array on the model's device."""
         return torch.from_numpy(array).to(self._device, non_blocking=True)
-
-
-def shopper_memory(shoppers: Shoppers, rows_B: Ints, banks: Banks) -> Memory:
-    """What the shoppers at `rows_B` remember, from the bank, cut to the longest."""
-    item_BM = shoppers.item_ML[rows_B]
-    longest = 1 + int(np.flatnonzero((item_BM >= 0).any(axis=0)).max(initial=0))
-    item_BM = item_BM[:, :longest]
-    bank_NEH = banks.items_NEH
-    return Memory(
-        memory_BMEH=looked_up(bank_NEH, torch.from_numpy(item_BM).to(bank_NEH.device)),
-        known_BM=torch.from_numpy(item_BM >= 0),
-        action_BM=torch.from_numpy(shoppers.action_ML[rows_B, :longest]),
-        age_BM=torch.from_numpy(shoppers.age_ML[rows_B, :longest]),
-    ).to(bank_NEH.device)
 
 
 def hard_share(config: TrainConfig, step: int) -> float:
@@ -383,12 +244,5 @@ def use_bfloat16(precision: str, device: torch.device) -> bool:
     return precision == "bfloat16" or (precision == "auto" and fast_at_bfloat16(device))
 
 
-def _padded(x: Tensor | None, rows: int) -> Tensor:
-    assert x is not None
+def _padded(x: Tensor, rows: int) -> Tensor:
     return torch.cat([x, x.new_zeros(rows, *x.shape[1:])])
-
-
-def _numbered(texts: Sequence[str]) -> Ints:
-    number: dict[str, int] = {}
-    numbers = (number.setdefault(text, len(number)) for text in texts)
-    return np.fromiter(numbers, dtype=np.int64, count=len(texts))

@@ -17,18 +17,19 @@ import torch
 from torch import Tensor
 
 from mrse.config import TrainConfig
-from mrse.device import pick
+from mrse.device import CPU
 from mrse.errors import TrainingFailed
 from mrse.jsonfile import read_handed
 from mrse.model import towers
 from mrse.model.retriever import Retriever
 from mrse.progress import say, track
 from mrse.training import checkpoint
+from mrse.training.banks import Banks
 from mrse.training.checkpoint import Checkpoint
 from mrse.training.data import Shop, load_shop
 from mrse.training.distributed import ALONE, World
 from mrse.training.optimiser import Optimisers
-from mrse.training.steps import START_SAMPLE, Banks, Steps
+from mrse.training.steps import Steps
 from mrse.training.valid import check_collapse, evaluate
 
 Row = tuple[int, dict[str, float]]
@@ -37,6 +38,7 @@ Row = tuple[int, dict[str, float]]
 _SOURCES = (Path(__file__).parent, Path(towers.__file__).parent)
 # How a run is computed: a killed run may go on with another number of processes or on another device.
 NO_PART_OF_A_RUN = {"processes", "process_timeout_seconds", "device", "compile"}
+_PICTURES = 4096  # whose spread stands for all
 _LOSS_EVERY = 10
 _NORM = "gradient norm"
 
@@ -79,6 +81,7 @@ def train(
     out: Path,
     cache_dir: Path | None = None,
     world: World = ALONE,
+    device: torch.device = CPU,
 ) -> TrainReport:
     """Train a challenger and write its package.
 
@@ -92,20 +95,21 @@ def train(
         cache_dir: where checkpoints live (`<cache_dir>/train/<hash>`); None: no checkpoints. They stay until
             `checkpoint.clear(report.checkpoints)`, so that a failure after training costs no second training.
         world: the processes that train together; the first one writes.
+        device: where to train.
 
     Raises:
-        ConfigError: the device is not there.
+        ConfigError: the text encoder cannot be loaded.
         DataError: an input is missing or broken, or differs between processes.
         TrainingFailed: nothing to learn from, a loss that is not finite, a collapsed expert, or a process was lost.
     """
-    started, device = time.perf_counter(), pick(config.device)
+    started = time.perf_counter()
     torch.manual_seed(config.seed)
     text_encoder = read_handed(features / "features.json", "build_features").get("text_encoder")
     retriever = Retriever.create(config.model, features, text_encoder)
     shop = load_shop(retriever, features, clean, profiles, config.relevant_grade, config.valid_requests)
     if len(shop.examples) == 0 and config.self_pairs == 0:
         raise TrainingFailed(f"{profiles / 'examples.parquet'}: no training example, and train.self_pairs is 0")
-    retriever.model.fit_shop(shop.item_texts, shop.pictures.sample(START_SAMPLE))
+    retriever.model.fit_shop(shop.item_texts, shop.pictures.sample(_PICTURES))
     folder = None
     if cache_dir is not None:
         settings = config.model_dump_json(exclude=NO_PART_OF_A_RUN)
@@ -119,6 +123,8 @@ def train(
     run = Run(config, retriever.to(device), shop, folder, world)
     run.resume()
     say(f"train: {len(shop.examples)} examples, {len(shop.item_ids)} items, {len(shop.requests)} validation requests")
+    sampler = run.steps.batches.sampler
+    say(f"train: a pass reads {sampler.logged} examples of the log and {sampler.judged} judged ones")
     run.go()
     fingerprint = world.from_first(lambda: _saved(retriever, out))
     metrics = run.final_metrics() | {f"dropped_{reason}": float(n) for reason, n in shop.dropped.items()}

@@ -15,9 +15,10 @@ from torch import Tensor
 from mrse.errors import TrainingFailed
 from mrse.model.encode import fuse_catalogue, inference
 from mrse.model.matryoshka import prefix
+from mrse.training.banks import Banks, shopper_memory
 from mrse.training.data import Ints
 from mrse.training.search import nearest
-from mrse.training.steps import Banks, Steps, shopper_memory
+from mrse.training.steps import Steps
 
 _BATCH = 64
 _SAMPLE = 2048

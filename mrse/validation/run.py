@@ -29,6 +29,7 @@ from mrse.data.contract import ACTIONS, SORT_KEYS, SnapshotMeta
 from mrse.data.images import ImageStore
 from mrse.errors import DataError, ValidationFailed
 from mrse.jsonfile import write_json
+from mrse.layout import CLEAN, QUARANTINE, SNAPSHOT, VALIDATION_DOCS
 from mrse.progress import say, track
 from mrse.validation import docs, frames, statistics, suites
 from mrse.validation.engine import Engine, Hit, SuiteRun
@@ -73,12 +74,12 @@ class Run:
     @property
     def snapshot(self) -> Path:
         """`data/snapshot`."""
-        return self.workspace / "data" / "snapshot"
+        return self.workspace / SNAPSHOT
 
     @property
     def fresh(self) -> Path:
         """Where the clean tables grow; it becomes `data/clean` in one move."""
-        return self.workspace / "data" / ".clean.tmp"
+        return self.workspace / CLEAN.with_name(".clean.tmp")
 
     @property
     def failures(self) -> list[str]:
@@ -111,7 +112,7 @@ def validate_logs(params: Params, workspace: Path) -> str:
         ValidationFailed: a critical expectation failed, too much was set aside, or drift passed its bound. The report
             is written all the same; `data/clean` is not.
     """
-    snapshot = workspace / "data" / "snapshot"
+    snapshot = workspace / SNAPSHOT
     meta = contract.read_meta(snapshot)
     files = contract.event_files(snapshot)
     footers = [_open(path).metadata for path in files]
@@ -123,9 +124,9 @@ def validate_logs(params: Params, workspace: Path) -> str:
         engine=Engine(),
     )
     shutil.rmtree(run.fresh, ignore_errors=True)
-    shutil.rmtree(workspace / "data" / "quarantine", ignore_errors=True)
+    shutil.rmtree(workspace / QUARANTINE, ignore_errors=True)
     items, judgments = contract.read_items(snapshot), contract.read_judgments(snapshot)
-    with Quarantine(workspace / "data" / "quarantine" / "items.parquet", items.schema) as quarantine:
+    with Quarantine(workspace / QUARANTINE / "items.parquet", items.schema) as quarantine:
         steps: list[Callable[[], None]] = [
             lambda: _check_items(run, _sound(items, "items"), quarantine),
             lambda: _check_judgments(run, _sound(judgments, "judgments")),
@@ -163,7 +164,7 @@ def _check_items(run: Run, table: pa.Table, quarantine: Quarantine) -> None:
 
 def _check_judgments(run: Run, table: pa.Table) -> None:
     tally = run.tallies.setdefault("judgments", Tally())
-    path = run.workspace / "data" / "quarantine" / "judgments.parquet"
+    path = run.workspace / QUARANTINE / "judgments.parquet"
     with Quarantine(path, table.schema) as quarantine:
         clean = table
         if table.num_rows:
@@ -187,7 +188,7 @@ def _check_events(run: Run, files: list[Path], rows: list[int]) -> None:
     now = None if run.meta.simulated else datetime.now(UTC) + _CLOCK_SKEW
     suite = suites.events(run.meta.start, run.meta.end, now)
     batches = list(_batches(files, rows))
-    with Quarantine(run.workspace / "data" / "quarantine" / "events.parquet", schema) as quarantine:
+    with Quarantine(run.workspace / QUARANTINE / "events.parquet", schema) as quarantine:
         for batch in track(batches, "checking events", unit="batch"):
             table, starts = _read_days(batch)
             frame = frames.events_frame(table, _known(run), run.config, session)
@@ -290,7 +291,7 @@ def _publish(run: Run) -> None:
     rows = {name: run.clean_rows[name] for name in ("items", "events", "judgments")}
     mark = contract.fingerprint(contract.table_files(run.fresh), root=run.fresh)
     contract.write_meta(run.fresh, run.meta.model_copy(update={"rows": rows, "fingerprint": mark}))
-    final = run.workspace / "data" / "clean"
+    final = run.workspace / CLEAN
     shutil.rmtree(final, ignore_errors=True)
     run.fresh.rename(final)
 
@@ -299,7 +300,7 @@ def _report(run: Run) -> None:
     shutil.rmtree(run.fresh, ignore_errors=True)  # what a failed run had cleaned so far
     summary = report(run)
     write_json(run.workspace / "reports" / "validation.json", summary)
-    docs.write(summary, run.suites, run.workspace / "reports" / "validation")
+    docs.write(summary, run.suites, run.workspace / VALIDATION_DOCS)
 
 
 def report(run: Run) -> dict[str, Any]:

@@ -13,8 +13,9 @@ from components.gate.__main__ import body
 from mrse import cli, tracking
 from mrse.config import load
 from mrse.errors import DataError
-from mrse.evaluation.card import CARD, make_card
+from mrse.evaluation.card import make_card
 from mrse.jsonfile import read_json, write_json
+from mrse.layout import CARD
 from mrse.model.retriever import Retriever
 from mrse.training.train import train
 from tests import tiny_shop
@@ -86,7 +87,7 @@ def test_the_gate_adds_the_card_to_the_run(shop, tmp_path):
     services = load(shop / "params.yaml").services.under(shop)
     version = read_json(shop / "models/challenger.json")
     folder = tracking.download_artifacts(services, version["run_id"], "card", tmp_path / "card")
-    assert (folder / CARD).read_text() == make_card(shop)
+    assert (folder / CARD.name).read_text() == make_card(shop)
 
 
 def test_a_gate_whose_registry_does_not_know_the_model_still_decides(shop, tmp_path):
@@ -103,7 +104,7 @@ def test_the_command_writes_the_card_with_the_ablations_of_the_same_requests(sho
     call(shop, monkeypatch, "ablate", "--only", "mnsce_only", "--seeds", "1")
     capsys.readouterr()
     call(shop, monkeypatch, "card")
-    path = shop / "reports" / CARD
+    path = shop / CARD
     assert capsys.readouterr().out == f"{path}\n"
     card = path.read_text()
     assert "means over 1 seed(s), 10 steps each" in card

@@ -128,6 +128,26 @@ def test_ready_variants_load(path: Path) -> None:
         assert not key or key in sections[section], f"dvc.yaml depends on {section}.{key}"
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "params").glob("*.yaml")), ids=lambda path: path.stem)
+def test_ready_variants_set_nothing_that_is_so_anyway(path: Path) -> None:
+    """But for the keys that DVC wants to find."""
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"].values()
+    wanted = {name for stage in stages for name in stage["params"]}
+
+    def idle(written: dict[str, Any], set_: config.Section, default: config.Section, prefix: str = "") -> list[str]:
+        found = []
+        for key, value in written.items():
+            mine, usual = getattr(set_, key), getattr(default, key)
+            if isinstance(mine, config.Section):
+                found += idle(value, mine, usual, f"{prefix}{key}.")
+            elif mine == usual and prefix + key not in wanted:
+                found.append(prefix + key)
+        return found
+
+    written = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert idle(written, config.load(path), config.parse(GOOD)) == []
+
+
 def test_the_ready_ablations_stand_in_params_yaml_as_they_are() -> None:
     assert config.load(ROOT / "params.yaml").ablate.variants == config.ABLATIONS
 

@@ -5,17 +5,19 @@ import os
 import subprocess
 import sys
 import tomllib
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import pytest
 import yaml
 from packaging.requirements import Requirement
 
+from mrse import layout
+
 ROOT = Path(__file__).parents[2]
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
 
 # What each room of the library may import of the others; the ground is free to all.
-GROUND = {"config", "device", "errors", "progress", "jsonfile"}
+GROUND = {"config", "device", "errors", "progress", "jsonfile", "layout"}
 MAY_IMPORT = {
     "data": set(),
     "validation": {"data"},
@@ -57,6 +59,26 @@ def test_imports_run_downwards(path: Path) -> None:
     allowed = MAY_IMPORT[here] | GROUND | {here}
     rooms = {p.name.removesuffix(".py") for p in (ROOT / "mrse").iterdir()}
     assert {room(module) for module in modules} & rooms <= allowed
+
+
+def strings(path: Path) -> set[str]:
+    """The string literals of a file; not the parts of formatted ones."""
+    return {
+        node.value
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+
+
+def test_the_paths_of_a_workspace_are_spelt_once() -> None:
+    paths = {path.as_posix() for path in vars(layout).values() if isinstance(path, PurePath)}
+    outs = [out for stage in STAGES.values() for kind in ("outs", "metrics") for out in stage.get(kind, [])]
+    declared = [out if isinstance(out, str) else next(iter(out)) for out in outs]
+    made_by_commands = {path for path in paths if not any(f"{path}/".startswith(f"{out}/") for out in declared)}
+    assert made_by_commands == {layout.ABLATION.as_posix(), layout.CARD.as_posix()}
+    for path in [*(ROOT / "mrse").rglob("*.py"), *(ROOT / "components").rglob("*.py")]:
+        if path.name != "layout.py":
+            assert not {text for text in strings(path) if any(f"{text}/".startswith(f"{p}/") for p in paths)}, path
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,10 @@ import csv
 import subprocess
 
 import pytest
+import torch
 import yaml
 
+from components.train import __main__ as stage
 from components.train.__main__ import body
 from mrse import config, tracking
 from mrse.jsonfile import read_json
@@ -55,6 +57,16 @@ def test_no_checkpoint_is_left_once_the_version_is_registered(workspace, done):
     services, _ = done
     assert list((workspace / ".mrse/cache/train").iterdir()) == []
     assert services.cache_dir == str((workspace / ".mrse/cache").resolve())
+
+
+def test_the_stage_trains_on_the_device_that_it_picks(workspace, monkeypatch):
+    picked = []
+    monkeypatch.setattr(stage, "pick", lambda wanted: picked.append(wanted) or torch.device("meta"))
+    monkeypatch.setattr(stage, "train", lambda *_, device, **__: (_ for _ in ()).throw(KeyError(device)))
+    params = config.parse({"snapshot": {"end": "2026-03-15"}, "train": {"device": "cuda"}})
+    with pytest.raises(KeyError, match="meta"):
+        body(params, workspace)
+    assert picked == ["cuda"]
 
 
 def test_the_commit_is_told_where_there_is_one(workspace):

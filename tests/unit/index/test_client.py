@@ -6,15 +6,14 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from mrse.config import IndexConfig, ServicesConfig
 from mrse.errors import ConfigError, DataError, IndexFailed, ServiceError
 from mrse.index.client import Stamp, exists, opened, parse_stamp
-from mrse.index.layout import read_handed
 from mrse.index.lease import lease
+from mrse.jsonfile import read_handed
 from tests import fake_shop
 
 STAMP = Stamp(
@@ -163,7 +162,7 @@ def test_local_services_lie_under_the_workspace(tmp_path):
 
 def test_a_missing_file_names_the_stage_that_makes_it(tmp_path):
     with pytest.raises(DataError, match="run the gate stage first"):
-        read_handed(tmp_path, Path("decision.json"), "gate")
+        read_handed(tmp_path / "decision.json", "gate")
     (tmp_path / "decision.json").write_text("{")
     with pytest.raises(DataError, match="is not JSON"):
-        read_handed(tmp_path, Path("decision.json"), "gate")
+        read_handed(tmp_path / "decision.json", "gate")

@@ -51,7 +51,8 @@ def test_attention_is_its_formula():
 def test_taste_is_its_formula():
     taste = Taste(E, H)
     torch.nn.init.normal_(taste.usual_EH)
-    torch.nn.init.normal_(taste.apart_WW)
+    apart = torch.randn(E * H, E * H)
+    taste.metric_WW.copy_(apart.T @ apart / (E * H))
     memory, bias = unit(2, 4, E, H), torch.randn(2, 4, E, generator=torch.Generator().manual_seed(1))
     known = torch.tensor([[True, True, False, True], [False, False, False, False]])
     got = taste(memory, bias, known)
@@ -59,7 +60,7 @@ def test_taste_is_its_formula():
     for e in range(E):
         weight = bias[0, :, e].exp() * known[0]
         means.append((weight[:, None] * (memory[0, :, e] - taste.usual_EH[e])).sum(dim=0) / (weight.sum() + 2.0))
-    assert torch.allclose(got[0].flatten(), taste.apart_WW @ torch.cat(means), atol=1e-5)
+    assert torch.allclose(got[0].flatten(), taste.metric_WW @ torch.cat(means), atol=1e-5)
     assert (got[1] == 0).all()
 
 
@@ -97,11 +98,14 @@ def test_what_is_not_known_has_no_say():
     assert torch.equal(history(unit(1, E, H), shopper(memory, known)), history(unit(1, E, H), shopper(other, known)))
 
 
-def test_actions_ages_and_weights_count():
+@pytest.mark.parametrize("half", [slice(None, E), slice(E, None)], ids=["fit", "taste"])
+def test_actions_and_ages_count(half):
+    """For what fits the query and for the taste, each by itself."""
     torch.manual_seed(0)
     history = ShopperHistory(E, H)
-    torch.nn.init.normal_(history.action.weight)
-    torch.nn.init.normal_(history.age.weight)
+    history.taste.metric_WW.copy_(torch.eye(E * H))
+    torch.nn.init.normal_(history.action.weight[:, half])
+    torch.nn.init.normal_(history.age.weight[:, half])
     memory, known = unit(1, 2, E, H, seed=1), torch.ones(1, 2, dtype=torch.bool)
     base = torch.tensor([[1, 2]])
     outs = [
@@ -109,6 +113,23 @@ def test_actions_ages_and_weights_count():
         for actions, ages in ((base, base), (base.flip(1), base), (base, base.flip(1)))
     ]
     assert not torch.allclose(outs[0], outs[1]) and not torch.allclose(outs[0], outs[2])
+
+
+def test_the_query_says_how_much_of_the_past_is_added():
+    history = ShopperHistory(E, H)
+    history.taste.metric_WW.copy_(torch.eye(E * H))
+    query, past = unit(2, E, H), shopper(unit(2, 3, E, H, seed=1), torch.ones(2, 3, dtype=torch.bool))
+    whole = history(query, past)  # all of it, until something is learned
+    torch.nn.init.normal_(history.trust.weight)
+    torch.nn.init.normal_(history.trust.bias)
+    trust = 2.0 / (1.0 + torch.exp(-(query.flatten(1) @ history.trust.weight[0] + history.trust.bias)))
+    assert abs(float((trust[0] - trust[1]).detach())) > 0.1
+    assert torch.allclose(history(query, past), trust[:, None, None] * whole, atol=1e-6)
+
+
+def test_weights_count():
+    torch.manual_seed(0)
+    memory, known = unit(1, 2, E, H, seed=1), torch.ones(1, 2, dtype=torch.bool)
     items = ItemHistory(E, H)
     heavy = items(unit(1, E, H), Memory(memory, known, weight_BM=torch.tensor([[9.0, 1.0]])))
     even = items(unit(1, E, H), Memory(memory, known, weight_BM=torch.tensor([[1.0, 1.0]])))

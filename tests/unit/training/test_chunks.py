@@ -11,6 +11,7 @@ from tests import tiny_shop
 
 STILL = {"dropout": 0.0, "word_dropout": 0.0, "modality_dropout": 0.0, "history_dropout": 0.0}
 RESTLESS = {"dropout": 0.3}
+GIVEN = {"experts": {"vbert": False}, **STILL}  # whose only random bits are those of a given text encoder
 
 
 @pytest.fixture(scope="module")
@@ -20,10 +21,15 @@ def tiny(tmp_path_factory):
     return folder
 
 
-def made(tiny, chunk_size, model):
+@pytest.fixture(scope="module")
+def text_encoder(tiny, tmp_path_factory):
+    return tiny_shop.write_text_encoder(tmp_path_factory.mktemp("bert"), 300, hidden_dropout_prob=0.3)
+
+
+def made(tiny, chunk_size, model, text_encoder=None):
     torch.manual_seed(0)
     config = tiny_shop.config(chunk_size=chunk_size, model=model)
-    retriever = Retriever.create(config.model, tiny / "features")
+    retriever = Retriever.create(config.model, tiny / "features", text_encoder)
     shop = load_shop(retriever, tiny / "features", tiny / "clean", tiny / "profiles", 0.7, 1000)
     retriever.model.train()
     return steps_module.Steps(config, retriever, shop)
@@ -56,21 +62,24 @@ def test_the_gradient_is_that_of_the_whole_batch(tiny, phase, chunk_size):
     assert furthest(whole, chunked) < 1e-5
 
 
-def test_with_dropout_the_gradient_is_that_of_the_same_chunks_kept_in_memory(tiny, monkeypatch):
-    """And only because each chunk gets its random bits again."""
-    loss, cached = gradients(made(tiny, 16, RESTLESS), "fuse")
+@pytest.mark.parametrize("given", [False, True])
+def test_with_dropout_the_gradient_is_that_of_the_same_chunks_kept_in_memory(tiny, text_encoder, monkeypatch, given):
+    """And only because each chunk gets its random bits again; of our own layers, or of a Hugging Face encoder."""
+    kind = (GIVEN, text_encoder) if given else (RESTLESS, None)
+    loss, cached = gradients(made(tiny, 16, *kind), "fuse")
 
-    def kept(encode, *rows, **_):
-        return encode(*rows)
+    def kept(encode, anchor, **_):
+        return encode(anchor)
 
-    def forgetful(encode, *rows, use_reentrant, preserve_rng_state):
-        return checkpoint(encode, *rows, use_reentrant=use_reentrant, preserve_rng_state=False)
+    def forgetful(encode, anchor, use_reentrant, preserve_rng_state):
+        return checkpoint(encode, anchor, use_reentrant=use_reentrant, preserve_rng_state=False)
 
     monkeypatch.setattr(chunks, "checkpoint", kept)
-    kept_loss, plain = gradients(made(tiny, 16, RESTLESS), "fuse")
+    kept_loss, plain = gradients(made(tiny, 16, *kind), "fuse")
     monkeypatch.setattr(chunks, "checkpoint", forgetful)
-    _, wrong = gradients(made(tiny, 16, RESTLESS), "fuse")
+    _, wrong = gradients(made(tiny, 16, *kind), "fuse")
     assert loss == kept_loss
+    assert any("encoder.encoder.layer" in name for name in plain) == given
     assert furthest(cached, plain) < 1e-6
     assert furthest(wrong, plain) > 1e-3
 

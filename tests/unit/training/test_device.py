@@ -1,10 +1,12 @@
 """What must be true of any device, on a made-up one (`tests.far_device`) and, where there is one, on a GPU."""
 
 from dataclasses import replace
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint as computed_twice
 
 from mrse.config import ImageEncoderConfig
 from mrse.device import CPU, pick
@@ -13,7 +15,7 @@ from mrse.features.pretrain import pretrain
 from mrse.model.arrays import History, HistoryBank
 from mrse.model.experts import Block
 from mrse.model.retriever import Retriever
-from mrse.training import checkpoint
+from mrse.training import checkpoint, chunks
 from mrse.training import train as training
 from mrse.training.data import load_shop
 from mrse.training.optimiser import Optimisers
@@ -121,6 +123,39 @@ def far_dropout(world, tiny):
         assert np.array_equal(first, second) and np.abs(first - still).max() > 1e-2
 
 
+def given_text_encoder(tiny, out, device):
+    """It draws its dropout on the device itself: chunks computed twice still give the gradient of chunks kept in
+    memory.
+    """
+    bert = tiny_shop.write_text_encoder(out / "bert", 300, hidden_dropout_prob=0.3, attn_implementation="eager")
+    still = {"dropout": 0.0, "word_dropout": 0.0, "experts": {"vbert": False, "ftatt": False}}
+    config = tiny_shop.config(chunk_size=17, model=still)
+
+    def gradient():
+        torch.manual_seed(0)
+        retriever = Retriever.create(config.model, tiny / "features", bert)
+        shop = load_shop(retriever, tiny / "features", tiny / "clean", tiny / "profiles", 0.7, 1000)
+        work = Steps(config, retriever.to(device), shop)
+        retriever.model.train()
+        torch.manual_seed(1)
+        work.align(0)["loss"].backward()
+        return retriever.model.experts.each["light_bert"].encoder.encoder.layer[0].output.dense.weight.grad.cpu()
+
+    twice = gradient()
+    with mock.patch.object(chunks, "checkpoint", lambda encode, anchor, **_: encode(anchor)):
+        once = gradient()
+    # Without a tensor that names the device, torch puts back the bits of the CPU and of no other.
+    with mock.patch.object(chunks, "checkpoint", lambda encode, _, **how: computed_twice(encode, 0, **how)):
+        wrong = gradient()
+    assert float((twice - once).abs().max()) < 1e-6
+    assert float((wrong - once).abs().max()) > 1e-4
+
+
+def far_text_encoder(world, tiny, out):
+    with far_away() as device:
+        given_text_encoder(tiny, out, device)
+
+
 def far_package(world, tiny, out):
     """Embedding, with histories; the package of a model says nothing of its device."""
     with far_away() as device:
@@ -161,7 +196,7 @@ def test_steps_on_another_device(tiny, tmp_path, work):
     assert codes == [0], logs
 
 
-@pytest.mark.parametrize("work", [far_run, far_package], ids=lambda work: work.__name__)
+@pytest.mark.parametrize("work", [far_run, far_text_encoder, far_package], ids=lambda work: work.__name__)
 def test_runs_and_packages_on_another_device(tiny, tmp_path, work):
     codes, logs = together(1, tmp_path, work, tiny, tmp_path)
     assert codes == [0], logs
@@ -239,3 +274,8 @@ def test_dropout_on_a_gpu_follows_from_the_seed(tiny):
     assert np.abs(first - second).max() < 5e-3
     still = losses(tiny, tiny_shop.config(model={"dropout": 0.0}), pick("cuda"))
     assert np.abs(first - still).max() > 1e-2
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU (torch.cuda)")
+def test_a_given_text_encoder_draws_the_same_bits_twice_on_a_gpu(tiny, tmp_path):
+    given_text_encoder(tiny, tmp_path, pick("cuda"))

@@ -9,9 +9,10 @@ import torch
 
 from mrse.errors import TrainingFailed
 from mrse.model.retriever import Retriever
+from mrse.training.banks import Banks
 from mrse.training.data import load_shop
 from mrse.training.distributed import ALONE, World, _meeting, _own_random_bits, joined, start
-from mrse.training.steps import Banks, Steps
+from mrse.training.steps import Steps
 from mrse.training.train import Run
 from tests import tiny_shop
 from tests.processes import together

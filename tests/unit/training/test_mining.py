@@ -35,7 +35,7 @@ def naive_ranking(steps, banks, query, epoch):
     """All items for one query of nobody known, by a sort in Python."""
     model = steps.model
     items, _ = fuse_catalogue(model, banks.items_NEH, steps.shop.item_queries(epoch), banks.queries_QEH, 16)
-    memory = steps.retriever.shopper_memory([None], None)
+    memory = steps.batches._retriever.shopper_memory([None], None)
     with inference(model):
         asked = model.fuse_queries(banks.queries_QEH[query][None].float(), memory).vector_BD[0].double()
     scores = [round(float(item.double() @ asked), 7) for item in items]
@@ -45,15 +45,15 @@ def naive_ranking(steps, banks, query, epoch):
 def test_mined_items_are_those_ranks_without_what_anybody_chose(steps):
     examples, shop = steps.shop.examples, steps.shop
     banks = steps.refresh()
-    first = next(n for n in range(9) if len({steps.sampler.draw(step).epoch for step in range(n, n + 4)}) == 2)
+    first = next(n for n in range(9) if len({steps.batches.sampler.draw(step).epoch for step in range(n, n + 4)}) == 2)
     mined = steps.mine(banks, first)
-    drawn = np.concatenate([steps.sampler.draw(step).example_rows for step in range(first, first + 4)])
+    drawn = np.concatenate([steps.batches.sampler.draw(step).example_rows for step in range(first, first + 4)])
     lacking = [row for row in drawn if (examples.hard_MK[row] >= 0).sum() < 3]
     assert len(lacking) > 100
     texts = shop.item_strings
     rankings = {}
     some = lacking[:: len(lacking) // 25]
-    for row, found in zip(some, mined.of(steps._miner._pair_M[some]), strict=True):
+    for row, found in zip(some, mined.of(steps.batches.miner._pair_M[some]), strict=True):
         key = int(examples.query_M[row]), int(examples.epoch_M[row])
         if key not in rankings:
             rankings[key] = naive_ranking(steps, banks, *key)
@@ -67,9 +67,9 @@ def test_mined_items_are_those_ranks_without_what_anybody_chose(steps):
 
 def test_only_what_the_coming_steps_lack_is_mined(steps):
     mined = steps.mine(steps.refresh(), 3)
-    drawn = np.concatenate([steps.sampler.draw(step).example_rows for step in range(3, 7)])
+    drawn = np.concatenate([steps.batches.sampler.draw(step).example_rows for step in range(3, 7)])
     lacking = drawn[(steps.shop.examples.hard_MK[drawn] >= 0).sum(axis=1) < 3]
-    assert mined.pair_X.tolist() == sorted(set(steps._miner._pair_M[lacking].tolist()))
+    assert mined.pair_X.tolist() == sorted(set(steps.batches.miner._pair_M[lacking].tolist()))
     assert (mined.of(np.array([10**6])) == -1).all()
 
 

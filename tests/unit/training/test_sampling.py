@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from mrse.model.inputs import Texts
-from mrse.training.augment import hide_words, pseudo_query, vague_query
+from mrse.training.augment import hide_words, pseudo_query, vague_pairs, vague_query
 from mrse.training.data import Examples, Shoppers
 from mrse.training.sampling import Exclusions, Sampler, catalogue_items, log_q, pick_hard
 
@@ -44,6 +44,7 @@ def test_judged_examples_keep_to_their_share_and_others_come_in_each_pass():
     epochs = [-1] * 10 + [0] * 20 + [0] * 90
     sampler = Sampler(examples(range(120), epochs=epochs, judged=judged), 120, 10, 0.0, judged_share=0.25, seed=1)
     assert sampler.rate_M.tolist() == pytest.approx([1.0] * 30 + [1 / 9] * 90)
+    assert (sampler.logged, sampler.judged) == (30, 10)
     passes = [[row for step in range(4 * n, 4 * n + 4) for row in sampler.draw(step).example_rows] for n in range(20)]
     for rows in passes:  # 1 batch of the first cut, 3 of the second
         assert len(set(rows)) == len(rows) == 40 and set(range(30)) <= set(rows)
@@ -53,6 +54,16 @@ def test_judged_examples_keep_to_their_share_and_others_come_in_each_pass():
 @pytest.mark.parametrize(("judged", "share"), [([True] * 6, 0.25), ([True] * 3 + [False] * 3, 0.5)])
 def test_judged_examples_are_all_drawn_without_a_log_or_within_their_share(judged, share):
     assert (Sampler(examples(range(6), judged=judged), 6, 4, 0.0, share, seed=0).rate_M == 1.0).all()
+
+
+@pytest.mark.parametrize(("logged", "judged"), [(7, 90), (8, 3)])
+def test_a_log_that_fills_no_batch_bounds_no_judged_examples(logged, judged):
+    """Batches of 10 hold 2 self-made pairs and 8 examples."""
+    mixed = examples(range(logged + 90), judged=[False] * logged + [True] * 90)
+    sampler = Sampler(mixed, 120, 10, self_pairs=0.2, judged_share=0.25, seed=1)
+    assert (sampler.logged, sampler.judged) == (logged, judged)
+    rows = np.concatenate([sampler.draw(step).example_rows for step in range(-(-(logged + judged) // 8))])
+    assert len(set(rows)) == len(rows) == logged + judged and set(range(logged)) < set(rows)
 
 
 def test_no_judged_example_is_drawn_where_their_share_is_nothing():
@@ -68,6 +79,16 @@ def test_a_vague_query_keeps_some_of_its_words_in_their_order():
     assert {len(words) for words in made} == {1, 2, 3}
     assert all(words == [word for word in ("red", "linen", "shirt") if word in words] for words in made)
     assert vague_query("shirt", rng) == "shirt" and vague_query("", rng) == ""
+
+
+def test_vague_pairs_are_of_shoppers_with_a_history_whose_query_lost_a_word():
+    queries = ["red linen shirt", "shirt", "blue wool coat"] * 100
+    known = np.arange(300) >= 150
+    made = vague_pairs(queries, known, 1.0, np.random.default_rng(0))
+    assert set(made) < set(np.flatnonzero(known)) and 75 < len(made) < 100  # all words are kept in one of eight
+    assert all(made[row] != queries[row] and made[row].split()[0] in queries[row] for row in made)
+    assert 5 < len(vague_pairs(queries, known, 0.2, np.random.default_rng(0))) < 35
+    assert vague_pairs(queries, known, 0.0, np.random.default_rng(0)) == {}
 
 
 def test_a_draw_depends_on_seed_and_step_alone():

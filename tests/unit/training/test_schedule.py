@@ -1,5 +1,7 @@
 import pytest
+import torch
 import transformers
+from torch.nn import functional as F
 
 from mrse.config import ExpertsConfig, LossConfig, TrainConfig
 from mrse.model.towers import Mrse
@@ -55,3 +57,17 @@ def test_a_given_text_encoder_learns_at_its_own_share_of_the_rate():
     # Adam's first step has the size of the learning rate, whatever the gradient.
     encoder = moved["experts.each.light_bert.encoder.encoder.layer.0.output.dense.bias"]
     assert encoder == pytest.approx(0.5 * moved["experts.each.vbert.adaptor.0.bias"], rel=0.01)
+
+
+def test_ngrams_learn_at_their_own_share_of_the_experts_rate():
+    model = Mrse(tiny_shop.config().model, 50, 500, 6, 2)
+    config = tiny_shop.config(ngram_learning_rate_share=0.4)
+    optimisers, table = Optimisers(config, model), model.experts.each["ftatt"].grams.weight
+    before, adaptor = table.detach().clone(), model.experts.each["vbert"].adaptor[0].bias
+    start, step = adaptor.detach().clone(), config.align_steps // 2
+    used = torch.tensor([3, 70])
+    optimisers.step(F.embedding(used, table, sparse=True).sum() + adaptor.sum(), step)
+    moved = (table.detach() - before).abs().amax(dim=1)
+    assert moved.nonzero().flatten().tolist() == used.tolist()
+    # The first step of Adam has the size of the learning rate, whatever the gradient.
+    assert float(moved.max()) == pytest.approx(0.4 * float((adaptor.detach() - start).abs().max()), rel=0.01)

@@ -13,9 +13,10 @@ from mrse.errors import DataError, TrainingFailed
 from mrse.model.arrays import History, HistoryBank
 from mrse.model.retriever import Retriever
 from mrse.profiles import tables
-from mrse.training import checkpoint
+from mrse.training import batches, checkpoint
 from mrse.training import steps as steps_module
 from mrse.training import train as train_module
+from mrse.training.banks import Banks
 from mrse.training.data import load_shop
 from mrse.training.optimiser import Optimisers
 from mrse.training.train import train
@@ -43,6 +44,14 @@ def weights(folder):
 
 def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def replaced(path, name, values):
+    """One column of a file anew."""
+    table = pq.read_table(path)
+    place = table.schema.get_field_index(name)
+    field = table.schema.field(place)
+    pq.write_table(table.set_column(place, field, pa.array(values, field.type)), path)
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +98,14 @@ def test_a_killed_run_goes_on_to_the_weights_and_curves_of_an_unbroken_one(
     assert resumed.resumed_from == killed_at // 4 * 4 > 0
     assert same(weights(out), weights(tmp_path / "broken"))
     assert resumed.losses == whole.losses and resumed.valid == whole.valid
+
+
+def test_what_a_pass_reads_is_said(tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("MRSE_QUIET", raising=False)
+    tiny_shop.write_shop(tmp_path)
+    replaced(tmp_path / "profiles/examples.parquet", "action", ["click"] * 150 + [None] * 900)
+    run(tmp_path, tmp_path / "out", tiny_shop.config(**QUICK))
+    assert "a pass reads 150 examples of the log and 50 judged ones" in capsys.readouterr().err
 
 
 def test_a_changed_configuration_or_input_starts_anew(tiny, tmp_path):
@@ -148,10 +165,7 @@ def test_banks_are_made_once_for_the_same_weights(tiny, tmp_path, monkeypatch):
 def test_the_grade_of_relevance_is_configured(tmp_path):
     tiny_shop.write_shop(tmp_path, events=False)
     path = tmp_path / "profiles/requests.parquet"
-    table = pq.read_table(path)
-    gains = pa.array([[0.5] * len(row) for row in table.column("relevant").to_pylist()], pa.list_(pa.float32()))
-    column = table.schema.get_field_index("gains")
-    pq.write_table(table.set_column(column, table.schema.field(column), gains), path)
+    replaced(path, "gains", [[0.5] * len(row) for row in pq.read_table(path).column("relevant").to_pylist()])
     strict = run(tmp_path, tmp_path / "a", tiny_shop.config(**QUICK))
     lax = run(tmp_path, tmp_path / "b", tiny_shop.config(**QUICK, relevant_grade=0.5))
     assert "recall" not in strict.metrics and "recall" in lax.metrics
@@ -193,6 +207,22 @@ def test_every_mechanism_can_be_switched(tiny, tmp_path, change):
     assert loaded.encode_catalogue(tiny_shop.catalogue()).vectors.shape == (128, 32)
 
 
+def test_judged_positives_are_expected_as_often_as_they_are_drawn(tmp_path, fresh_retriever):
+    """logQ, and the sampling: 150 examples of the log and 50 of the 900 judged ones in a pass."""
+    tiny_shop.write_shop(tmp_path)
+    replaced(tmp_path / "profiles/examples.parquet", "action", ["click"] * 150 + [None] * 900)
+    shop = load_shop(fresh_retriever, tmp_path / "features", tmp_path / "clean", tmp_path / "profiles", 0.7, 1000)
+    batches = steps_module.Steps(tiny_shop.config(self_pairs=0.0), fresh_retriever, shop).batches
+    expected = np.zeros(128)
+    for item, judged in zip(shop.examples.item_M, shop.examples.judged_M, strict=True):
+        expected[item] += 50 / 900 if judged else 1.0
+    batch = batches.make(0, reads_shoppers=False)
+    found = np.exp(batches.log_q(batch, np.arange(128), drawn=0))
+    assert found == pytest.approx(np.maximum(len(batch.row_B) * expected / expected.sum(), 1e-9), rel=0.05)
+    by_examples = np.bincount(shop.examples.item_M, minlength=128)
+    assert not np.allclose(found, len(batch.row_B) * by_examples / by_examples.sum(), rtol=0.3)
+
+
 def test_hard_negatives_count_by_their_share(tiny, fresh_retriever):
     shop = load_shop(fresh_retriever, tiny / "features", tiny / "clean", tiny / "profiles", 0.7, 1000)
     loss = {"beta": 0.5, "hard_share": {"start": 0.0, "end": 0.8}}
@@ -202,6 +232,51 @@ def test_hard_negatives_count_by_their_share(tiny, fresh_retriever):
         parts = {name: float(value.detach()) for name, value in steps.fuse(step, banks).items()}
         assert parts["hnst"] > 0
         assert parts["loss"] == pytest.approx(parts["mnsce"] + 0.5 * share * parts["hnst"], rel=1e-6)
+
+
+def test_vague_queries_keep_their_history_and_have_no_hard_negatives(tiny, monkeypatch):
+    """The log's or mined ones; where every other history is forgotten, theirs is not."""
+    torch.manual_seed(0)
+    loss = {"hard_negatives": 2, "mine": {"first": 1, "last": 30}}
+    config = tiny_shop.config(vague_pairs=1.0, loss=loss, model={"history_dropout": 1.0})
+    retriever = Retriever.create(config.model, tiny / "features")
+    shop = load_shop(retriever, tiny / "features", tiny / "clean", tiny / "profiles", 0.7, 1000)
+    steps = steps_module.Steps(config, retriever, shop)
+    seen = {}
+
+    def record(name, real, take):
+        def call(*args):
+            seen[name] = take(args)
+            return real(*args)
+
+        return call
+
+    made = batches.vague_pairs
+    monkeypatch.setattr(batches, "vague_pairs", lambda *args: seen.setdefault("vague", made(*args)))
+    monkeypatch.setattr(steps_module, "hnst", record("hard", steps_module.hnst, lambda args: args[3].any(dim=1)))
+    fuse_queries = steps.model.fuse_queries
+    known = record("known", fuse_queries, lambda args: args[1].known_BM.any(dim=1))
+    monkeypatch.setattr(steps.model, "fuse_queries", known)
+    banks = steps.refresh()
+    banks.mined = steps.mine(banks, 0)
+    seen.clear()
+    steps.fuse(0, banks)
+    rows = steps.batches.sampler.draw(0).example_rows
+    assert 10 < len(seen["vague"]) < len(rows)
+    assert seen["known"].nonzero().flatten().tolist() == list(seen["vague"])
+    assert seen["hard"].nonzero().flatten().tolist() == [row for row in range(len(rows)) if row not in seen["vague"]]
+
+
+def test_no_query_is_vague_where_no_shopper_is_read(tiny, fresh_retriever, monkeypatch):
+    shop = load_shop(fresh_retriever, tiny / "features", tiny / "clean", tiny / "profiles", 0.7, 1000)
+    asked, query_texts = [], fresh_retriever.query_texts
+    without = Retriever.create(tiny_shop.config(model={"user_history": False}).model, tiny / "features")
+    for retriever, phase in ((fresh_retriever, "align"), (without, "fuse")):
+        monkeypatch.setattr(retriever, "query_texts", lambda texts: asked.append(texts) or query_texts(texts))
+        config = tiny_shop.config(vague_pairs=1.0, model={"user_history": retriever is not without})
+        steps = steps_module.Steps(config, retriever, shop)
+        steps.align(0) if phase == "align" else steps.fuse(0, steps.refresh())
+        assert len(asked.pop()) == len(steps.batches.sampler.draw(0).self_items) and not asked
 
 
 @pytest.mark.parametrize("lacking", ["pictures", "users", "events", "hard"])
@@ -352,6 +427,22 @@ def test_the_shop_is_indexed_as_written(tiny, fresh_retriever):
     assert (shop.item_queries(0).query_NK[:, 0] >= 0).sum() == 64
 
 
+def test_kinds_queries_and_judgments_are_told_apart(tmp_path, fresh_retriever):
+    tiny_shop.write_shop(tmp_path)
+    categories = [None, "", "Wear > shirt", "Wear > dress"] * 32
+    queries = ["red  Shirt", "red shirt", "boots"] * 350
+    judged = [False, True, True, False, True] * 210
+    replaced(tmp_path / "clean/items.parquet", "category", categories)
+    replaced(tmp_path / "profiles/examples.parquet", "query", queries)
+    replaced(tmp_path / "profiles/examples.parquet", "action", [None if people else "click" for people in judged])
+    shop = load_shop(fresh_retriever, tmp_path / "features", tmp_path / "clean", tmp_path / "profiles", 0.7, 1000)
+    none, empty, shirt, dress = shop.category_N[:4]
+    assert none == empty and len({empty, shirt, dress}) == 3 and shop.category_N.tolist() == [*shop.category_N[:4]] * 32
+    assert [shop.query_strings[row] for row in shop.examples.query_M] == ["red shirt", "red shirt", "boots"] * 350
+    assert len(set(shop.query_strings)) == len(shop.query_strings) == len(shop.query_texts)
+    assert shop.examples.judged_M.tolist() == judged
+
+
 def test_histories_are_as_long_as_the_model_reads(tiny, tmp_path):
     """Of training, of validation, and of the package that comes out."""
     config = tiny_shop.config(**QUICK, model={"history_length": 2})
@@ -375,10 +466,8 @@ def test_histories_are_as_long_as_the_model_reads(tiny, tmp_path):
 def test_judged_requests_count_only_what_is_good_enough(tmp_path, fresh_retriever):
     tiny_shop.write_shop(tmp_path, events=False)
     path = tmp_path / "profiles/requests.parquet"
-    table = pq.read_table(path)
-    gains = [[1.0, 0.69, *([0.0] * (len(row) - 2))] for row in table.column("relevant").to_pylist()]
-    column = table.schema.get_field_index("gains")
-    pq.write_table(table.set_column(column, table.schema.field(column), pa.array(gains, pa.list_(pa.float32()))), path)
+    relevant = pq.read_table(path).column("relevant").to_pylist()
+    replaced(path, "gains", [[1.0, 0.69, *([0.0] * (len(row) - 2))] for row in relevant])
     inputs = (fresh_retriever, tmp_path / "features", tmp_path / "clean", tmp_path / "profiles", 0.7)
     assert {len(relevant) for relevant in load_shop(*inputs, 1000).requests.relevant} == {1}
     assert len(load_shop(*inputs, 10).requests) == 10
@@ -402,7 +491,7 @@ def test_no_candidate_shows_a_profile_newer_than_the_example_may_see(tiny, fresh
     monkeypatch.setattr(type(shop), "item_queries", lambda self, epoch: asked.append(epoch) or self.profiles[0])
     banks = steps.refresh()
     for step in range(12):
-        draw = steps.sampler.draw(step)
+        draw = steps.batches.sampler.draw(step)
         steps.fuse(step, banks)
         assert asked[-1] == draw.epoch
         assert set(shop.examples.epoch_M[draw.example_rows].tolist()) == {draw.epoch}
@@ -420,7 +509,7 @@ def test_an_older_package_is_replaced_whole(tiny, tmp_path):
     out.mkdir()
     (out / "stale.txt").write_text("of an earlier run")
     run(tiny, out, tiny_shop.config(**QUICK))
-    assert not (out / "stale.txt").exists() and json.loads((out / "config.json").read_text())["format"] == 2
+    assert not (out / "stale.txt").exists() and json.loads((out / "config.json").read_text())["format"] == 3
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
@@ -442,7 +531,7 @@ def test_a_stale_negative_never_meets_a_fresh_positive(tiny, monkeypatch):
     banks = steps.refresh()
     for sign in (1.0, -1.0):
         torch.manual_seed(0)
-        steps.fuse(3, steps_module.Banks(banks.items_NEH * sign, banks.queries_QEH))
+        steps.fuse(3, Banks(banks.items_NEH * sign, banks.queries_QEH))
     (fresh, _), (banked, _), (fresh_again, _), (banked_again, _) = calls
     assert torch.equal(fresh, fresh_again) and not torch.allclose(banked, banked_again)
     assert len(banked) > len(fresh)
