@@ -123,11 +123,20 @@ def status() -> None:
 
 @app.command()
 def runs(limit: Annotated[int, typer.Option(min=1, help="How many, newest first.")] = 20) -> None:
-    """Training runs and what became of them: version, window, decision, lift, live."""
+    """Training runs and what became of them: version, window, live, lift with its interval, decision."""
     params, _ = _load()
     from mrse.serving.status import table_of_runs
 
     print(table_of_runs(params.services, limit))
+
+
+@app.command()
+def history() -> None:
+    """Write a page of all decisions, and of the champion's figures over days."""
+    params, workspace = _load()
+    from mrse.evaluation.history_page import write_history
+
+    print(write_history(params.services, workspace / _REPORTS[Report.history][0]))
 
 
 @app.command()
@@ -155,6 +164,7 @@ class Report(StrEnum):
 
     validation = "validation"
     gate = "gate"
+    history = "history"
     search = "search"
     ablation = "ablation"
     card = "card"
@@ -164,6 +174,7 @@ class Report(StrEnum):
 _REPORTS = {
     Report.validation: (VALIDATION_DOCS / "index.html", "dvc repro validate_logs"),
     Report.gate: (GATE_REPORT, "dvc repro gate"),
+    Report.history: (Path("reports/history.html"), "mrse history"),
     Report.search: (Path("reports/search.html"), "mrse search --examples --html reports/search.html"),
     Report.ablation: (ABLATION / "ablation.md", "mrse ablate"),
     Report.card: (CARD, "mrse card"),
@@ -224,6 +235,19 @@ def rollback(
 
     live = swap.rollback(params, workspace, to)
     print(f"Live is {live.collection}, model version {live.stamp.model_version}, since {live.stamp.since}.")
+
+
+@app.command()
+def force(
+    version: Annotated[int, typer.Argument(help="The model version that the gate did not promote.")],
+    reason: Annotated[str, typer.Option(help="Why it shall go live all the same; kept for good.")] = "",
+    by: Annotated[str, typer.Option(help="The name of who answers for it; kept for good.")] = "",
+) -> None:
+    """Override the gate's newest decision about a version, with a reason and a name."""
+    params, workspace = _load()
+    from mrse.evaluation.override import force as override
+
+    print(override(params.services, workspace, version, reason, by))
 
 
 @app.command()

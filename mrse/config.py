@@ -347,8 +347,37 @@ class TrainConfig(Section):
 
 SliceName = Literal[
     "head", "torso", "tail", "anonymous", "new_shopper", "known_shopper", "cold_item", "no_image",
-    "typo", "picture", "taste", "short", "long",
+    "typo", "picture", "taste", "short", "long", "ordered",
 ]  # fmt: skip
+
+
+class BudgetsConfig(Section):
+    """Bounds on what is not relevance; `null`: measured, not judged. Shares and factors are of the champion's figure.
+
+    All but the size of the index compare with the champion, so they are not judged while there is none.
+    """
+
+    coverage: PositiveFloat | None = 0.8  # at least: items that are in anybody's top 10
+    gini: PositiveFloat | None = 0.05  # largest rise: concentration of the places in the top 10 on few items
+    price: PositiveFloat | None = 0.2  # largest shift, either way: mean log price of the top 10
+    rank: PositiveFloat | None = 0.5  # at least: effective rank of the item vectors
+    latency_p50: PositiveFloat | None = 1.5  # at most: time to encode one query
+    latency_p99: PositiveFloat | None = 2.0
+    index_mib: PositiveFloat | None = 4096.0  # items x dims x 4 bytes, absolute
+
+
+class ReplayConfig(Section):
+    """How the log is replayed (mrse/evaluation/replay.py)."""
+
+    # Last position of each run of positions that the shop fills alike; []: no two positions are alike.
+    bands: list[Positive] = []
+    max_weight: PositiveFloat = 100.0  # inverse propensities are clipped here
+
+    @model_validator(mode="after")
+    def _bands_ascend(self) -> Self:
+        if self.bands != sorted(set(self.bands)):
+            raise ValueError(f"bands = {self.bands} must ascend")
+        return self
 
 
 class GateConfig(Section):
@@ -374,6 +403,8 @@ class GateConfig(Section):
     min_clusters: Annotated[int, Field(ge=5)] = 10
     # A query is vague when each of its words is in at least this share of the catalogue.
     vague_share: Share = 0.01
+    budgets: BudgetsConfig = BudgetsConfig()
+    replay: ReplayConfig = ReplayConfig()
 
 
 class VerifyConfig(Section):

@@ -2,7 +2,8 @@
 
 One experiment and one registered model, both called `mrse`. A model version is the package folder of the challenger
 (safetensors and JSON, nothing pickled) among the artifacts of its training run, tagged with where it came from and,
-once live, with its collection. What is live is decided by Milvus (`mrse.index.swap`); the alias here follows.
+once live, with its collection. What is live is decided by Milvus (`mrse.index.swap`); the alias here follows. Two more
+experiments keep what the gate decided and its golden requests (`mrse.evaluation.history` and `.golden`).
 
 Cost: importing MLflow takes about 2 s, making a new SQLite store about 2 s, every call after that milliseconds. Reading
 from a store that does not exist yet makes nothing and answers "nothing".
@@ -31,12 +32,15 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 EXPERIMENT = "mrse"
+DECISIONS = "mrse-decisions"  # experiment: one run per decision of the gate
+GOLDEN = "mrse-golden"  # experiment: the run that holds the golden requests
 MODEL = "mrse"
 CHAMPION = "champion"
 PACKAGE = "package"  # artifact folder of the model package
 FINGERPRINT = "fingerprint"  # tag: sha256 of the package
 
 _CONNECT_SECONDS = 5.0
+_MOST_RECORDS = 5000
 _MAX_PARAM = 6000  # MLflow's own limit on the text of one parameter
 _ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # the second is what it says of an unknown alias
 
@@ -65,6 +69,16 @@ class TrainingRun:
     metrics: dict[str, float]
     tags: dict[str, str]
     version: ModelVersion | None
+
+
+@dataclass(frozen=True)
+class Record:
+    """One run of the experiment `DECISIONS` or `GOLDEN`."""
+
+    run_id: str
+    made: datetime
+    tags: dict[str, str]
+    metrics: dict[str, float]
 
 
 def log_training_run(
@@ -213,6 +227,66 @@ def list_runs(services: ServicesConfig, limit: int = 50) -> list[TrainingRun]:
         ]
 
 
+def log_record(
+    services: ServicesConfig,
+    experiment: str,
+    *,
+    name: str,
+    tags: Mapping[str, Any],
+    metrics: Mapping[str, float],
+    artifacts: Sequence[Path] = (),
+) -> str:
+    """Log one finished run that is no training, and return its id.
+
+    Args:
+        experiment: `DECISIONS` or `GOLDEN`.
+        name: what people see of the run in lists.
+        tags, metrics: what `list_records` gives back.
+        artifacts: files or folders to keep with it.
+    """
+    with _service(services) as client:
+        assert client is not None
+        run_id = str(
+            client.create_run(_experiment(client, services, experiment), run_name=name).info.run_id
+        )  # running until all is logged
+        _log_values(client, run_id, {}, metrics, {})
+        for path in artifacts:
+            _log_path(client, run_id, path)
+        for key, value in tags.items():
+            client.set_tag(run_id, key, str(value))
+        client.set_terminated(run_id, "FINISHED")
+    return run_id
+
+
+def list_records(services: ServicesConfig, experiment: str) -> list[Record]:
+    """The finished runs of `DECISIONS` or `GOLDEN`, oldest first."""
+    with _service(services, create=False) as client:
+        found = None if client is None else client.get_experiment_by_name(experiment)
+        if client is None or found is None:
+            return []
+        order = ["attributes.start_time DESC"]
+        runs = client.search_runs(
+            [found.experiment_id], "attributes.status = 'FINISHED'", order_by=order, max_results=_MOST_RECORDS
+        )
+        return [
+            Record(
+                run_id=run.info.run_id,
+                made=_time(run.info.start_time),
+                tags={k: v for k, v in run.data.tags.items() if not k.startswith("mlflow.")},
+                metrics=dict(run.data.metrics),
+            )
+            for run in reversed(runs)
+        ]
+
+
+def tag_record(services: ServicesConfig, run_id: str, tags: Mapping[str, str]) -> None:
+    """Write tags on a run of `DECISIONS`."""
+    with _service(services) as client:
+        assert client is not None
+        for key, value in tags.items():
+            client.set_tag(run_id, key, value)
+
+
 def connect(services: ServicesConfig) -> MlflowClient:
     """A client of the tracking store and registry, with both made ready; prefer the functions above.
 
@@ -268,16 +342,16 @@ def _client(uri: str) -> MlflowClient:
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
-def _experiment(client: MlflowClient, services: ServicesConfig) -> str:
+def _experiment(client: MlflowClient, services: ServicesConfig, name: str = EXPERIMENT) -> str:
     from mlflow.exceptions import MlflowException
 
-    found = client.get_experiment_by_name(EXPERIMENT)
+    found = client.get_experiment_by_name(name)
     if found is not None:
         return str(found.experiment_id)
     try:
-        return str(client.create_experiment(EXPERIMENT, artifact_location=_artifact_location(services)))
+        return str(client.create_experiment(name, artifact_location=_artifact_location(services)))
     except MlflowException as error:
-        found = client.get_experiment_by_name(EXPERIMENT)  # another run made it first
+        found = client.get_experiment_by_name(name)  # another run made it first
         if found is None:
             raise error
         return str(found.experiment_id)

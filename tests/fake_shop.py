@@ -165,6 +165,26 @@ def decide(workspace: Path, outcome: str) -> None:
     write_json(workspace / "reports/decision.json", decision)
 
 
+def log_decision(services: config.ServicesConfig, version: int, outcome: str, day: str = "2026-03-15", **tags) -> None:
+    """Keep a decision in the history, as the gate does."""
+    about = {"id": f"{version} {outcome} {day}", "outcome": outcome, "code": "no_proven_lift", "reason": "No gain."}
+    about |= {"version": str(version), "fingerprint": "f00d", "reference_name": "champion", "metric": "recall_at_50"}
+    about |= {"window_hash": day, "window_start": "2026-03-01", "window_end": day, "champion_version": "1"}
+    about |= {"simulated": "True", "golden_sha256": "beef", "golden_seen": "False", **tags}
+    figures = {
+        "lift": 0.012,
+        "lower": -0.003,
+        "upper": 0.027,
+        "mde": 0.02,
+        "challenger": 0.512,
+        "reference": 0.5,
+        "alpha": 0.05,
+    }
+    golden = {"golden.champion": 0.48, "golden.challenger": 0.49, "golden.bm25": 0.3}
+    metrics = {**figures, **golden}
+    tracking.log_record(services, tracking.DECISIONS, name=day, tags=about, metrics=metrics)
+
+
 def params_for(services: config.ServicesConfig, **sections) -> config.Params:
     """Parameters for a shop that has six items."""
     raw = {"snapshot": {"end": END.date().isoformat()}, "build_index": {"verify": {"recall_k": 3}}, **sections}

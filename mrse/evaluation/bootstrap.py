@@ -18,7 +18,7 @@ Legend of the shape suffixes: R resamples, C clusters, S statistics.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import exp, factorial, sqrt
 from statistics import NormalDist
@@ -31,6 +31,7 @@ Floats = npt.NDArray[np.float64]
 MIN_CLUSTERS = 5
 _BLOCK_CELLS = 4_000_000
 _POWER = 0.8
+_SMALLEST_TAIL = 1e-12
 _NORMAL = NormalDist()
 
 
@@ -52,6 +53,7 @@ class Lift:
         lift, lower, upper: the difference and its interval at level 1 - alpha.
         relative, relative_lower, relative_upper: the same over the reference's mean.
         mde: the smallest true lift that this window would have shown (and passed `delta`) with power 0.8.
+        p: the smallest alpha at which the interval leaves zero out (two-sided), as far as the resamples can tell.
     """
 
     requests: int
@@ -65,6 +67,7 @@ class Lift:
     relative_lower: float | None
     relative_upper: float | None
     mde: float | None
+    p: float | None
 
 
 def paired_lifts(
@@ -118,6 +121,23 @@ def mean_intervals(
     return paired_lifts(pairs, clusters, alpha=alpha, resamples=resamples, seed=seed, min_clusters=min_clusters)
 
 
+def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+    """P-values adjusted for their number: the chance that any that is then at most alpha is an error is at most alpha,
+    however the tests depend on each other.
+
+    Source: Holm 1979, the step-down form of Bonferroni.
+
+    >>> holm({"a": 0.01, "b": 0.5, "c": 0.02})
+    {'a': 0.03, 'c': 0.04, 'b': 0.5}
+    """
+    adjusted: dict[str, float] = {}
+    highest = 0.0
+    for rank, name in enumerate(sorted(p_values, key=lambda name: (p_values[name], name))):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[name]))
+        adjusted[name] = highest
+    return adjusted
+
+
 def student_quantile(probability: float, freedom: int) -> float:
     """Quantile of Student's t to three digits from four degrees of freedom on.
 
@@ -166,11 +186,11 @@ def _lift(sums_C3: Floats, drawn_R3: Floats, alpha: float, min_clusters: int, de
     difference, reference, count = (float(total) for total in sums_C3.sum(axis=0))
     clusters = int((sums_C3[:, 2] > 0).sum())
     if count == 0:
-        return Lift(0, 0, *[None] * 9)
+        return Lift(0, 0, *[None] * 10)
     relative = difference / reference if reference > 0 else None
     known = (int(count), clusters, (reference + difference) / count, reference / count, difference / count)
     if clusters < min_clusters:
-        return Lift(*known, None, None, relative, None, None, None)
+        return Lift(*known, None, None, relative, None, None, None, None)
     drawn_R3 = drawn_R3[drawn_R3[:, 2] > 0]
     lifts_R = drawn_R3[:, 0] / drawn_R3[:, 2]
     lower, upper = _expanded_percentile(lifts_R, clusters, alpha)
@@ -180,7 +200,7 @@ def _lift(sums_C3: Floats, drawn_R3: Floats, alpha: float, min_clusters: int, de
         relative_lower, relative_upper = _expanded_percentile(ratios_R, clusters, alpha)
     error = float(lifts_R.std()) * sqrt(clusters / (clusters - 1))
     mde = _detectable(error, alpha, delta)
-    return Lift(*known, lower, upper, relative, relative_lower, relative_upper, mde)
+    return Lift(*known, lower, upper, relative, relative_lower, relative_upper, mde, _p_value(lifts_R, clusters))
 
 
 def _expanded_percentile(values_R: Floats, clusters: int, alpha: float) -> tuple[float, float]:
@@ -189,6 +209,71 @@ def _expanded_percentile(values_R: Floats, clusters: int, alpha: float) -> tuple
     return float(lower), float(upper)
 
 
+def _p_value(values_R: Floats, clusters: int) -> float:
+    """Two-sided p-value of "the mean is zero" that agrees with `_expanded_percentile`."""
+    beyond = min(int((values_R <= 0).sum()), int((values_R >= 0).sum()))
+    tail = min(0.5, (beyond + 1) / (len(values_R) + 1))
+    quantile = _NORMAL.inv_cdf(tail) * sqrt((clusters - 1) / clusters)
+    low, high = _SMALLEST_TAIL, 0.5
+    for _ in range(50):  # Student's distribution function, by halving: its quantile grows with the probability
+        middle = (low + high) / 2
+        below = student_quantile(middle, clusters - 1) < quantile
+        low, high = (middle, high) if below else (low, middle)
+    return min(1.0, 2.0 * high)
+
+
 def _detectable(error: float, alpha: float, delta: float) -> float:
     """Smallest true lift whose estimate clears both zero (with its interval) and `delta` four times in five."""
     return max(_NORMAL.inv_cdf(1.0 - alpha / 2) * error, delta) + _NORMAL.inv_cdf(_POWER) * error
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Sums of columns over requests: of all of them (1,), and of each resample (R,), by column."""
+
+    totals: Mapping[str, Floats]
+    drawn: Mapping[str, Floats]
+    clusters: int
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure with its interval; `None` stands for a number that the data cannot give."""
+
+    value: float | None
+    lower: float | None
+    upper: float | None
+
+
+def resampled_sums(
+    columns: Mapping[str, Floats], clusters: npt.NDArray[np.int64], *, resamples: int, seed: int
+) -> Draws:
+    """What any function of sums takes its interval from, such as a ratio of two weighted sums.
+
+    Args:
+        columns: finite values (Q,) by name.
+        clusters: the cluster of each request (Q,), any integers.
+        resamples: number of resamples.
+        seed: equal seeds give equal draws.
+    """
+    codes = np.unique(clusters, return_inverse=True)[1].astype(np.int64)
+    total = int(codes.max(initial=-1)) + 1
+    sums = [np.bincount(codes, weights=column, minlength=total) for column in columns.values()]
+    sums_CS = np.stack(sums, axis=1).astype(np.float64)
+    drawn_RS = _resample(sums_CS, resamples, seed)
+    totals = {name: sums_CS[:, [at]].sum(axis=0) for at, name in enumerate(columns)}
+    return Draws(totals, {name: drawn_RS[:, at] for at, name in enumerate(columns)}, total)
+
+
+def estimate(
+    draws: Draws, statistic: Callable[[Mapping[str, Floats]], Floats], alpha: float, min_clusters: int = MIN_CLUSTERS
+) -> Estimate:
+    """A statistic of the sums with its interval; none with few clusters, or where a resample does not define it."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        value = float(statistic(draws.totals)[0])
+        values_R = statistic(draws.drawn)
+    if not np.isfinite(value):
+        return Estimate(None, None, None)
+    if draws.clusters < min_clusters or not np.isfinite(values_R).all():
+        return Estimate(value, None, None)
+    return Estimate(value, *_expanded_percentile(values_R, draws.clusters, alpha))

@@ -18,7 +18,6 @@ from mrse.config import ServicesConfig
 from mrse.data.contract import read_meta
 from mrse.errors import DataError
 from mrse.evaluation.ablation import TABLE
-from mrse.evaluation.slices import DEFINITIONS
 from mrse.evaluation.wording import change, made_up, plain, shown
 from mrse.jsonfile import read_handed, write_text
 from mrse.layout import ABLATION, CARD, CHALLENGER_JSON, CHALLENGER_PACKAGE, CLEAN, DECISION
@@ -108,7 +107,7 @@ def _figures(decision: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any], 
     """Per slice, all requests first: the figures against the gate's reference and against BM25."""
     baseline = decision["baseline"]
     rows = [("all requests", decision["primary"], baseline["primary"])]
-    names = [name for name in DEFINITIONS if name in decision["slices"]]
+    names = [name for name in decision["definitions"] if name in decision["slices"]]
     return rows + [(name, decision["slices"][name], baseline["slices"][name]) for name in names]
 
 

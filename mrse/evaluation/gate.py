@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mrse.config import GateConfig
-from mrse.evaluation.bootstrap import Floats, Lift, Pair, paired_lifts
+from mrse.evaluation.bootstrap import Floats, Lift, Pair, holm, paired_lifts
 from mrse.evaluation.slices import Slices
 
 Outcome = Literal["PROMOTE", "HOLD", "REJECT"]
@@ -79,7 +79,14 @@ class Reason:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The outcome, its reasons (worst first), the primary lift and that of every slice that the window has."""
+    """What the rule says.
+
+    Attributes:
+        outcome: that of the worst reason.
+        reasons: worst first.
+        primary: the lift over all requests.
+        slices: the lift on every slice that the window has.
+    """
 
     outcome: Outcome
     reasons: tuple[Reason, ...]
@@ -140,6 +147,41 @@ def slice_lifts(config: GateConfig, window: Window, challenger_Q: Floats, refere
         min_clusters=config.min_clusters,
         delta=config.delta,
     )
+
+
+@dataclass(frozen=True)
+class SliceClaim:
+    """Whether a slice counts as improved, among all slices that could have been.
+
+    Attributes:
+        p: Holm's adjusted p-value; `None` where the slice has no interval.
+        improved: the lift is above zero and `p` at most alpha.
+    """
+
+    p: float | None
+    improved: bool
+
+
+def slice_claims(slices: Mapping[str, Lift], alpha: float) -> dict[str, SliceClaim]:
+    """What may be claimed of each slice: "some slice improved" is wrong with a chance of at most alpha."""
+    adjusted = holm({name: lift.p for name, lift in slices.items() if lift.p is not None})
+    return {name: _claim(lift, adjusted.get(name), alpha) for name, lift in slices.items()}
+
+
+def alpha_of_look(alpha: float, look: int) -> float:
+    """The level of the intervals when a window judges its first, second, … challenger.
+
+    An equal model passes an interval of level 1 - a with a chance of a / 2. The levels fall such that these chances add
+    up to alpha over any number of looks, and the first look costs nothing.
+
+    >>> [round(alpha_of_look(0.06, look), 4) for look in (1, 2, 3)]
+    [0.06, 0.02, 0.01]
+    """
+    return 2.0 * alpha / (look * (look + 1))
+
+
+def _claim(lift: Lift, p: float | None, alpha: float) -> SliceClaim:
+    return SliceClaim(p, p is not None and p <= alpha and lift.lift is not None and lift.lift > 0)
 
 
 def _untrusted(window: Window, scored: Scored, metric: str) -> Iterator[Reason]:

@@ -33,6 +33,8 @@ class Inputs:
         window: the test requests of every source.
         source: the source whose requests decide.
         slices: masks over the deciding requests.
+        query_counts: how often each query was asked before the test days.
+        clicks: of each item before the test days; None without events.
     """
 
     items: ItemTable
@@ -40,6 +42,8 @@ class Inputs:
     window: Window
     source: Source
     slices: Slices
+    query_counts: dict[str, int]
+    clicks: npt.NDArray[np.int64] | None
 
     @property
     def asked(self) -> Asked:
@@ -75,19 +79,22 @@ def read_inputs(config: GateConfig, workspace: Path) -> Inputs:
     if config.requests != "auto":
         source = config.requests
     asked = window.asked[source]
-    requests = Requests(asked.queries, asked.users, asked.lengths, asked.relevant)
-    facts = CatalogueFacts(items.texts, items.has_image, _clicks(profiles, items.ids, window))
-    slices = make_slices(requests, facts, _query_counts(profiles), config.vague_share)
-    return Inputs(items, read_meta(clean), window, source, slices)
+    requests = Requests(asked.queries, asked.users, asked.lengths, asked.relevant, asked.ordered)
+    clicks, counts = _clicks(profiles, items.ids, window), _query_counts(profiles)
+    facts = CatalogueFacts(items.texts, items.has_image, clicks, items.categories)
+    slices = make_slices(requests, facts, counts, config.vague_share)
+    return Inputs(items, read_meta(clean), window, source, slices, counts, clicks)
 
 
 def _item_table(clean: Path) -> ItemTable:
     table = read_items(clean).sort_by("item_id")
     columns: dict[str, list[Any]] = {
-        name: table.column(name).to_pylist() for name in ("item_id", "title", "category", "image")
+        name: table.column(name).to_pylist() for name in ("item_id", "title", "category", "price", "image")
     }
     texts = [item_text(t, c) for t, c in zip(columns["title"], columns["category"], strict=True)]
-    return ItemTable(columns["item_id"], columns["title"], columns["image"], texts)
+    return ItemTable(
+        columns["item_id"], columns["title"], columns["category"], columns["price"], columns["image"], texts
+    )
 
 
 def _query_counts(profiles: Path) -> dict[str, int]:

@@ -31,10 +31,12 @@ _THUMB = 72
 
 @dataclass(frozen=True)
 class ItemTable:
-    """The catalogue in ascending order of ids: ids, titles, picture references, and the words that BM25 knows."""
+    """The catalogue in ascending order of ids; `texts` are the words that BM25 knows."""
 
     ids: list[str]
     titles: list[str]
+    categories: list[str | None]
+    prices: list[float | None]
     images: list[str | None]
     texts: list[str]
 
@@ -42,6 +44,12 @@ class ItemTable:
     def has_image(self) -> npt.NDArray[np.bool_]:
         """Which items name a picture (N,)."""
         return np.array([image is not None for image in self.images], dtype=bool)
+
+    @property
+    def price_values(self) -> Floats | None:
+        """Prices (N,), NaN where unknown; None where the catalogue has none."""
+        prices_N = np.array(self.prices, dtype=np.float64)  # None becomes NaN
+        return prices_N if np.isfinite(prices_N).any() else None
 
 
 @dataclass(frozen=True)
@@ -78,6 +86,9 @@ def write_report(
             d=decision,
             metric=metric.replace("_at_", "@"),
             forest=forest(decision),
+            metrics=metric_table(decision["metrics"]),
+            budgets=[budget_row(budget) for budget in decision["budgets"]],
+            replayed=_replay_rows(decision["experiment"]["replay"], decision["primary"]["reference_name"]),
             changes=histogram(changes_Q),
             gained=[_example(evidence, row, metric, pictures) for row in gained],
             lost=[_example(evidence, row, metric, pictures) for row in lost],
@@ -133,6 +144,74 @@ def forest(decision: Mapping[str, Any]) -> dict[str, Any]:
             for label, figures, margin in rows
         ],
     }
+
+
+def metric_table(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Lifts with one row per metric and one column per depth, in the order of the decision."""
+    rows: dict[str, list[dict[str, Any]]] = {}
+    depths: list[str] = []
+    for key, figures in metrics.items():
+        name, depth = key.split("_at_")
+        rows.setdefault(name.replace("_", " "), []).append({**figures, "tone": _tone(figures, None)})
+        depths = depths if depth in depths else [*depths, depth]
+    return {"depths": depths, "rows": rows}
+
+
+_BUDGETS: dict[str, tuple[str, str, str]] = {
+    "coverage": ("catalogue in anybody's top 10", "{:.1%}", "at least {:g} × the champion's"),
+    "gini": ("Gini index of exposure in the top 10", "{:.3f}", "at most {:g} above the champion's"),
+    "price": ("mean log price of the top 10", "{:.3f}", "a shift of at most {:g}"),
+    "rank": ("effective rank of the item vectors", "{:.1f}", "at least {:g} × the champion's"),
+    "latency_p50": ("encoding a query, median (ms)", "{:.2f}", "at most {:g} × the champion's"),
+    "latency_p99": ("encoding a query, p99 (ms)", "{:.2f}", "at most {:g} × the champion's"),
+    "index_mib": ("size of the index's vectors (MiB)", "{:,.1f}", "at most {:,g}"),
+}
+_STATES = {True: "kept", False: "broken", None: "not judged"}
+
+
+def budget_row(budget: Mapping[str, Any]) -> dict[str, str]:
+    """One of the decision's budgets in words."""
+    label, figure, bound = _BUDGETS[budget["name"]]
+
+    def shown(value: float | None, form: str) -> str:
+        return "–" if value is None else form.format(value)
+
+    return {
+        "label": label,
+        "challenger": shown(budget["challenger"], figure),
+        "champion": shown(budget["champion"], figure),
+        "bound": shown(budget["bound"], bound),
+        "state": _STATES[budget["kept"]],
+    }
+
+
+_REPLAYED = {
+    "imp": ("IMP (impressions per page)", 2, "imp"),
+    "ctr.snips": ("CTR, SNIPS", 4, "ctr"),
+    "ctr.dr": ("CTR, doubly robust", 4, "ctr"),
+    "ctr.naive": ("CTR, naive (wrong; for comparison)", 4, "ctr"),
+    "gmv.snips": ("GMV per page, SNIPS", 2, "gmv"),
+    "gmv.dr": ("GMV per page, doubly robust", 2, "gmv"),
+}
+
+
+def _replay_rows(replayed: Mapping[str, Any] | None, reference: str) -> list[dict[str, Any]]:
+    """One row per counterfactual figure that the log could give."""
+    if replayed is None:
+        return []
+    sides = replayed["systems"]["challenger"], replayed["systems"][reference]
+    return [
+        {
+            "label": label,
+            "digits": digits,
+            "logged": replayed["logged"][logged],
+            "challenger": sides[0][key],
+            "reference": sides[1][key],
+            "lift": replayed["lift"][key],
+        }
+        for key, (label, digits, logged) in _REPLAYED.items()
+        if key in replayed["lift"]
+    ]
 
 
 def histogram(changes_Q: Floats) -> dict[str, Any]:
@@ -253,15 +332,16 @@ def _environment() -> Environment:
     )
     filters = {"signed": _signed, "plain": _plain, "percent": _percent, "title_of": _title_of, "capital": _capital}
     environment.filters |= filters
+    environment.globals["list_label"] = _list_label
     return environment
 
 
-def _signed(value: float | None) -> str:
-    return "–" if value is None else f"{value:+.3f}".replace("-", "−")
+def _signed(value: float | None, digits: int = 3) -> str:
+    return "–" if value is None else f"{value:+.{digits}f}".replace("-", "−")
 
 
-def _plain(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}".replace("-", "−")
+def _plain(value: float | None, digits: int = 3) -> str:
+    return "–" if value is None else f"{value:.{digits}f}".replace("-", "−")
 
 
 def _percent(value: float | None) -> str:
@@ -270,6 +350,17 @@ def _percent(value: float | None) -> str:
 
 def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
+
+
+def _list_label(name: str, reference: str) -> str:
+    """What a figure of the two lists is called in the report."""
+    what, _, side = name.partition(".")
+    if what.startswith("overlap_at_"):
+        return f"overlap@{what.removeprefix('overlap_at_')}"
+    if what.startswith("shown_at_"):
+        return f"top {what.removeprefix('shown_at_')} of {_title_of(side)} that the page showed"
+    side = "challenger" if what.endswith("challenger") else reference
+    return f"relevant items that only {side} finds, of those the other lacks"
 
 
 def _title_of(name: str) -> str:

@@ -10,36 +10,57 @@ one block of scores.
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from mrse.config import GateConfig, Params
 from mrse.data.contract import write_parquet
 from mrse.device import pick
-from mrse.evaluation import gate
-from mrse.evaluation.bootstrap import Lift, Pair, mean_intervals, paired_lifts
+from mrse.evaluation import budgets, gate
+from mrse.evaluation.bootstrap import Lift
+from mrse.evaluation.budgets import Budget, Health, Latency, Sides
 from mrse.evaluation.champion import Champion, find_champion, scratch
 from mrse.evaluation.gate import Kind, Reason, Verdict
+from mrse.evaluation.golden import Golden, find_golden
+from mrse.evaluation.history import identity, look_of, overridden, override_of, read_history
 from mrse.evaluation.inputs import Inputs, read_inputs
 from mrse.evaluation.lexical import BM25
+from mrse.evaluation.pages import SLOTS, Log, read_pages
+from mrse.evaluation.ranking import Ranking
 from mrse.evaluation.report import Evidence, write_report
-from mrse.evaluation.scoring import JUDGED, Embedded, Result, score_bm25, score_fusion
+from mrse.evaluation.scoring import Embedded, Result, score_bm25, score_fusion
+from mrse.evaluation.sections import (
+    CHALLENGER,
+    LEXICAL,
+    Search,
+    experiment,
+    judged,
+    metrics,
+    online_lists,
+    page_lists,
+    price_shift,
+)
 from mrse.evaluation.slices import DEFINITIONS
-from mrse.evaluation.window import Source
+from mrse.evaluation.window import Asked, Source
+from mrse.evaluation.wording import level, shown
 from mrse.jsonfile import read_handed, write_json
-from mrse.layout import CHALLENGER_JSON, CHALLENGER_PACKAGE, DECISION, GATE_REPORT
+from mrse.layout import CHALLENGER_JSON, CHALLENGER_PACKAGE, CLEAN, DECISION, GATE_REPORT, PROFILES
 from mrse.model.retriever import Retriever
 from mrse.training.lineage import lineage
 
-CHALLENGER, CHAMPION, LEXICAL, FUSION = "challenger", "champion", "bm25", "challenger+bm25"
+CHAMPION, FUSION = "champion", "challenger+bm25"
 _CALLED = {CHALLENGER: "the challenger", CHAMPION: "the champion", LEXICAL: "BM25", FUSION: "the fusion with BM25"}
+GOLDEN_FOLDER = Path("data/gate/golden")
 _TOP = 10
+_TIMED = 150  # queries whose encoding is timed
+_TOLD_BY_THE_EFFECT = {"proven_lift", "no_proven_lift", "worse_than_reference"}
 Results = dict[str, dict[Source, Result]]
 
 
@@ -57,53 +78,150 @@ def run_gate(params: Params, workspace: Path) -> dict[str, Any]:
         DataError: the challenger, the catalogue or the requests are missing or unreadable. A champion that cannot be
             read is no error but a HOLD.
     """
-    config = params.gate
     services = params.services.under(workspace)
     cache = Path(services.cache_dir)
-    inputs = read_inputs(config, workspace)
+    inputs = read_inputs(params.gate, workspace)
+    log = read_pages(
+        workspace / CLEAN, workspace / PROFILES, inputs.items.ids, inputs.window.asof, params.gate.max_requests
+    )
     challenger = read_handed(workspace / CHALLENGER_JSON, "train")
+    past = read_history(services)
+    look = look_of(past, inputs.asked.hash, challenger["fingerprint"])
+    config = params.gate.model_copy(update={"alpha": gate.alpha_of_look(params.gate.alpha, look)})
+    meta, ids = inputs.meta, inputs.items.ids
+    golden = find_golden(services, config, workspace, inputs.source, meta, ids, workspace / GOLDEN_FOLDER)
     with scratch(cache) as folder:
         champion = find_champion(services, Path(folder))
-        results = _score(config, inputs, champion, workspace, cache)
-    verdict, kind = _decide(config, inputs, _concerns(champion, challenger), results)
-    decision = _decision(config, inputs, challenger, champion, results, verdict, kind, workspace)
-    _write(config, inputs, results, decision, kind, workspace)
+        scored = _score(config, inputs, log, golden, champion, workspace, cache)
+    kept, broken = budgets.judge(config.budgets, _sides(config, inputs, scored))
+    verdict, kind = _decide(config, inputs, [*_concerns(champion, challenger), *broken], scored.results)
+    decision = _decision(config, inputs, challenger, champion, scored, verdict, kind, workspace)
+    decision |= _explained(config, inputs, log, scored, kept)
+    decision |= {
+        "golden": _golden_facts(config, inputs, golden, scored.golden),
+        "look": {"number": look, "alpha": config.alpha, "of": params.gate.alpha},
+        "config": params.gate.model_dump(mode="json"),
+        "not_measured": _not_measured(inputs, champion, decision),
+        "sentence": sentence(decision),
+    }
+    decision["id"] = identity(decision)
+    forced = override_of(past, decision["id"])
+    decision = decision if forced is None else overridden(decision, forced)
+    _write(config, inputs, scored.results, decision, kind, workspace)
     return decision
 
 
 def sentence(decision: Mapping[str, Any]) -> str:
-    """The decision in one sentence that claims no more than was measured."""
-    primary = decision["primary"]
-    what = {
-        "PROMOTE": "PROMOTE: the challenger is worth an online A/B test",
-        "HOLD": "HOLD: nothing shows that the challenger is worth an online A/B test",
-        "REJECT": "REJECT: the challenger is not worth an online A/B test",
+    """The decision in words: the effect first, then what it means, claiming no more than was measured."""
+    means = {
+        "PROMOTE": "the challenger is worth an online A/B test",
+        "HOLD": "nothing shows that the challenger is worth an online A/B test",
+        "REJECT": "the challenger is not worth an online A/B test",
     }[decision["outcome"]]
-    if decision["outcome"] != "PROMOTE" or primary["lift"] is None:
-        return f"{what}. {decision['reasons'][0]['message']}"
-    over = "the champion" if primary["reference_name"] == CHAMPION else "BM25 (there is no champion yet)"
-    metric = primary["metric"].replace("_at_", "@")
-    return (
-        f"{what}: {metric} {primary['challenger']:.3f} against {primary['reference']:.3f} of {over}, "
-        f"{primary['lift']:+.3f} [{primary['lower']:+.3f}, {primary['upper']:+.3f}]."
-    )
+    effect, worst = _effect(decision["primary"]), decision["reasons"][0]
+    said = [means] if effect is None else [effect, means]
+    why = "" if effect is not None and worst["code"] in _TOLD_BY_THE_EFFECT else f" {worst['message']}"
+    return f"{decision['outcome']}: {'; '.join(said)}.{why}"
 
 
-def _score(config: GateConfig, inputs: Inputs, champion: Champion, workspace: Path, cache: Path) -> Results:
+def _effect(primary: Mapping[str, Any]) -> str | None:
+    """The lift, its interval, both means, and the smallest effect beside it; `None` where there is no interval."""
+    if primary["lower"] is None:
+        return None
+    over = "the champion" if primary["reference_name"] == CHAMPION else "BM25 (there is no champion to compare with)"
+    lift = f"{primary['lift']:+.3f} [{primary['lower']:+.3f}, {primary['upper']:+.3f}] ({level(primary['alpha'])})"
+    means = f"{primary['challenger']:.3f} against {primary['reference']:.3f}"
+    smallest = f"the window could have shown {primary['mde']:.3f}"
+    return f"{shown(primary['metric'])} {lift} over {over}, {means}, where {smallest}"
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """Every system's answers, and what the models had to be at hand for.
+
+    Attributes:
+        results: by system and source.
+        golden: of challenger, champion and BM25 on the golden requests.
+        lists: answers of the challenger and the reference to the pages of the log.
+        health: of the models' item vectors.
+        latency: of challenger and champion; None without a champion or without requests.
+    """
+
+    results: Results
+    golden: dict[str, Result]
+    lists: dict[str, Ranking]
+    health: dict[str, Health]
+    latency: tuple[Latency, Latency] | None
+
+
+def _score(
+    config: GateConfig, inputs: Inputs, log: Log, golden: Golden, champion: Champion, workspace: Path, cache: Path
+) -> _Scored:
     """Every system on every source."""
     asked = inputs.sources
     bm25 = BM25(inputs.items.ids, inputs.items.texts)
     results: Results = {LEXICAL: {s: score_bm25(_CALLED[LEXICAL], a, bm25, config.k) for s, a in asked.items()}}
+    of_golden = {LEXICAL: score_bm25(_CALLED[LEXICAL], golden.asked, bm25, config.k)}
     models = {CHALLENGER: Retriever.load(workspace / CHALLENGER_PACKAGE), CHAMPION: champion.retriever}
+    searches: dict[str, Search] = {LEXICAL: lambda queries, _: bm25.rank(queries, SLOTS)[0]}
+    embedded: dict[str, Embedded] = {}
     for name, retriever in models.items():
         if retriever is not None:
             retriever = retriever.to(pick(config.device))
-            embedded = Embedded(_CALLED[name], retriever, workspace, cache, inputs.window.asof)
-            results[name] = {source: embedded.score(requests, config.k) for source, requests in asked.items()}
+            model = embedded[name] = Embedded(_CALLED[name], retriever, workspace, cache, inputs.window.asof)
+            results[name] = {source: model.score(requests, config.k) for source, requests in asked.items()}
+            of_golden[name] = model.score(golden.asked, config.k)
+            searches[name] = lambda queries, histories, model=model: model.search(  # type: ignore[misc]
+                model.encode(queries, histories), SLOTS
+            )
     for source, requests in asked.items():
         parts = [results[CHALLENGER][source], results[LEXICAL][source]]
         results.setdefault(FUSION, {})[source] = score_fusion(_CALLED[FUSION], requests, parts, config.k)
-    return results
+    compared = CHALLENGER, _reference(results)
+    events = inputs.window.asked["events"]
+    lists = {
+        name: page_lists(log, events, results[name]["events"].ranking_QK, searches[name])
+        for name in compared
+        if "events" in asked
+    }
+    health = {name: budgets.health(model.vectors) for name, model in embedded.items()}
+    return _Scored(results, of_golden, lists, health, _latency(inputs.asked, embedded))
+
+
+def _reference(results: Results) -> Kind:
+    return "champion" if CHAMPION in results else "bm25"
+
+
+def _latency(asked: Asked, embedded: Mapping[str, Embedded]) -> tuple[Latency, Latency] | None:
+    """Of challenger and champion on the same queries, evenly spread over the requests."""
+    if CHAMPION not in embedded or not len(asked):
+        return None
+    rows = np.linspace(0, len(asked) - 1, min(len(asked), _TIMED)).astype(int)
+
+    def encoder(model: Embedded) -> Callable[[int], object]:
+        return lambda at: model.encode([asked.queries[rows[at]]], [asked.histories[rows[at]]])
+
+    challenger, champion = budgets.latency([encoder(embedded[name]) for name in (CHALLENGER, CHAMPION)], len(rows))
+    return challenger, champion
+
+
+def _sides(config: GateConfig, inputs: Inputs, scored: _Scored) -> Sides:
+    """What the budgets compare, on the deciding requests."""
+    items = len(inputs.items.ids)
+    names = (CHALLENGER, _reference(scored.results))
+    rankings = {name: scored.results[name][inputs.source].ranking_QK for name in names}
+    places = {name: budgets.exposure(ranking_QK, items) for name, ranking_QK in rankings.items()}
+
+    def pair(figure: Callable[[npt.NDArray[np.int64]], float]) -> tuple[float, float | None]:
+        return figure(places[CHALLENGER]), figure(places[CHAMPION]) if CHAMPION in places else None
+
+    return Sides(
+        coverage=pair(budgets.coverage),
+        gini=pair(budgets.gini),
+        price=price_shift(config, inputs, *rankings.values()),
+        health=(scored.health[CHALLENGER], scored.health.get(CHAMPION)),
+        latency=scored.latency,
+    )
 
 
 def _concerns(champion: Champion, challenger: Mapping[str, Any]) -> list[Reason]:
@@ -116,7 +234,7 @@ def _concerns(champion: Champion, challenger: Mapping[str, Any]) -> list[Reason]
 
 
 def _decide(config: GateConfig, inputs: Inputs, concerns: list[Reason], results: Results) -> tuple[Verdict, Kind]:
-    kind: Kind = "champion" if CHAMPION in results else "bm25"
+    kind = _reference(results)
     challenger, reference = (results[name][inputs.source].scored for name in (CHALLENGER, kind))
     return gate.decide(config, inputs.gate_window, challenger, reference, kind, _primary(config), concerns), kind
 
@@ -130,20 +248,21 @@ def _decision(
     inputs: Inputs,
     challenger: dict[str, Any],
     champion: Champion,
-    results: Results,
+    scored: _Scored,
     verdict: Verdict,
     kind: Kind,
     workspace: Path,
 ) -> dict[str, Any]:
+    results = scored.results
     figures = _figures(verdict.primary)
     reference = {"metric": _primary(config), "reference_name": kind, "delta": config.delta, "alpha": config.alpha}
-    decision: dict[str, Any] = {
+    return {
         "outcome": verdict.outcome,
         "reasons": [reason.as_dict() for reason in verdict.reasons],
         "primary": figures | reference,
-        "slices": {name: _figures(lift) for name, lift in sorted(verdict.slices.items())},
+        "slices": _slices(config, verdict),
         "unavailable_slices": dict(sorted(inputs.slices.unavailable.items())),
-        "definitions": DEFINITIONS,
+        "definitions": DEFINITIONS | inputs.slices.definitions,
         "guardrails": dict(sorted(config.guardrails.items())),
         "window": _window_facts(inputs),
         "challenger": challenger,
@@ -151,12 +270,32 @@ def _decision(
         "baseline": _against(config, inputs, results, CHALLENGER, LEXICAL),
         "fusion": _against(config, inputs, results, FUSION, kind),
         "means": _means(inputs, results),
-        "judged": _judged(config, inputs, results),
-        "not_measured": _not_measured(inputs, champion),
         "lineage": _lineage(workspace),
-        "config": config.model_dump(mode="json"),
     }
-    return decision | {"sentence": sentence(decision)}
+
+
+def _explained(config: GateConfig, inputs: Inputs, log: Log, scored: _Scored, kept: Sequence[Budget]) -> dict[str, Any]:
+    """What decides nothing, the budgets' figures among it: their broken bounds are in the reasons."""
+    asked, kind = inputs.asked, _reference(scored.results)
+    of_source = {name: by_source[inputs.source] for name, by_source in scored.results.items()}
+    sides = of_source[CHALLENGER], of_source[kind]
+    of_judged = {name: by_source["judgments"] for name, by_source in scored.results.items() if "judgments" in by_source}
+    return {
+        "metrics": metrics(config, asked, *sides),
+        "judged": judged(config, inputs, of_judged),
+        "budgets": [asdict(budget) for budget in kept],
+        "health": {name: asdict(health) for name, health in scored.health.items()},
+        "experiment": experiment(config, inputs, log, scored.lists, *sides),
+    }
+
+
+def _slices(config: GateConfig, verdict: Verdict) -> dict[str, Any]:
+    """Each slice's figures, and whether it counts as improved among so many (`p_adjusted`, `improved`)."""
+    claims = gate.slice_claims(verdict.slices, config.alpha)
+    return {
+        name: _figures(lift) | {"p_adjusted": claims[name].p, "improved": claims[name].improved}
+        for name, lift in sorted(verdict.slices.items())
+    }
 
 
 def _figures(lift: Lift | None) -> dict[str, Any]:
@@ -204,41 +343,13 @@ def _mean(values: np.ndarray) -> float | None:
     return float(values.mean()) if len(values) and np.isfinite(values).all() else None
 
 
-def _judged(config: GateConfig, inputs: Inputs, results: Results) -> dict[str, Any] | None:
-    """What people's judgments say, query by query, whichever requests decided."""
-    asked = inputs.window.asked["judgments"]
-    if not len(asked):
-        return None
-    settings = {
-        "alpha": config.alpha,
-        "resamples": config.resamples,
-        "seed": config.seed,
-        "min_clusters": config.min_clusters,
-    }
-    values = {system: by_source["judgments"].scored.values for system, by_source in results.items()}
-    flat = {f"{system} {metric}": values[system][metric] for system in values for metric in (*JUDGED, "labelled_at_10")}
-    means = mean_intervals(flat, asked.clusters, **settings)  # type: ignore[arg-type]
-    pairs = {metric: Pair(values[CHALLENGER][metric], values[LEXICAL][metric]) for metric in JUDGED}
-    lifts = paired_lifts(pairs, asked.clusters, **settings)  # type: ignore[arg-type]
-    systems = {
-        system: {
-            metric: {"mean": m.challenger, "lower": m.lower, "upper": m.upper}
-            for metric in (*JUDGED, "labelled_at_10")
-            for m in [means[f"{system} {metric}"]]
-        }
-        for system in values
-    }
-    return {
-        "queries": len(asked),
-        "left_out": asked.left_out,
-        "relevant_grade": config.relevant_grade,
-        "hash": asked.hash,
-        "systems": systems,
-        "lift_over_bm25": {metric: _figures(lift) for metric, lift in lifts.items()},
-    }
+def _golden_facts(config: GateConfig, inputs: Inputs, golden: Golden, results: Mapping[str, Result]) -> dict[str, Any]:
+    """The primary metric on the golden requests; `asked` of them still have a relevant item in the catalogue."""
+    means = {system: _mean(result.scored.values[_primary(config)]) for system, result in results.items()}
+    return golden.facts | {"asked": len(golden.asked), "seen": golden.seen_by(inputs.meta), "means": means}
 
 
-def _not_measured(inputs: Inputs, champion: Champion) -> list[str]:
+def _not_measured(inputs: Inputs, champion: Champion, decision: Mapping[str, Any]) -> list[str]:
     """What this decision does not rest on, and why."""
     notes = [f"Slice {name}: {why}." for name, why in sorted(inputs.slices.unavailable.items())]
     notes += [f"{count:,} {reason}." for reason, count in sorted(inputs.asked.left_out.items())]
@@ -247,8 +358,17 @@ def _not_measured(inputs: Inputs, champion: Champion) -> list[str]:
         notes.append(f"The lift over the champion: {why}.".replace("..", "."))
     if not len(inputs.window.asked["judgments"]):
         notes.append("Judged relevance: no judged query falls into the test share.")
+    if decision["experiment"]["replay"] is None:
+        notes.append("Counterfactual CTR and GMV: no page of the test days has both positions and propensities.")
+    if inputs.items.price_values is None:
+        notes.append("Counterfactual GMV and the mix of prices: the catalogue has no prices.")
+    notes.append(
+        "The loss by approximate search: figures are of exact search, as the index is built after the decision; "
+        "build_index compares its answers with exact ones before it may go live."
+    )
     if inputs.source == "events":
         notes.append("What shoppers would do with items that they were never shown: a click can only fall on what was.")
+    notes.append("The error rate over many nights: alpha holds for a window, however many challengers it judges.")
     if inputs.meta.simulated:
         notes.append("Anything about real shoppers: these are simulated.")
     return notes
@@ -274,6 +394,8 @@ def _write(
     write_parquet(_per_query(inputs, results), per_query)
     of_source = {system: by_source[inputs.source] for system, by_source in results.items()}
     evidence = Evidence(inputs.items, inputs.asked, inputs.slices, of_source[CHALLENGER], of_source[kind])
+    compared = {CHALLENGER: of_source[CHALLENGER], kind: of_source[kind]}
+    write_parquet(online_lists(inputs, compared), workspace / "data/gate/interleaving.parquet")
     write_report(workspace / GATE_REPORT, decision, evidence, inputs.meta.image_root, workspace)
     write_json(workspace / "reports/gate.json", flat_metrics(decision))
     # Last: who finds a decision finds all that it rests on.
@@ -294,6 +416,14 @@ def flat_metrics(decision: Mapping[str, Any]) -> dict[str, float | int | None]:
     for system, figures in (decision["judged"] or {"systems": {}})["systems"].items():
         prefix = "judged" if system == CHALLENGER else f"judged.{system}"
         flat |= {f"{prefix}.{name}": value["mean"] for name, value in figures.items()}
+    flat |= {f"budget.{budget['name']}": budget["challenger"] for budget in decision["budgets"]}
+    replayed = decision["experiment"]["replay"]
+    if replayed is not None:
+        flat |= {
+            f"replay.{name}": figures["value"]
+            for name, figures in replayed["systems"][CHALLENGER].items()
+            if isinstance(figures, Mapping)
+        }
     return flat
 
 

@@ -14,26 +14,35 @@ from datetime import datetime
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from mrse.evaluation.gate import Scored
 from mrse.evaluation.lexical import BM25
-from mrse.evaluation.metrics import evaluate, labelled_share
-from mrse.evaluation.ranking import Ranking, exact_search, fuse
+from mrse.evaluation.metrics import Labels, evaluate, labelled_share
+from mrse.evaluation.ranking import EMPTY, Floats, Ranking, exact_search, fuse
 from mrse.evaluation.window import Asked
 from mrse.layout import CLEAN, PROFILES
-from mrse.model.arrays import EncodedCatalogue, HistoryBank
+from mrse.model.arrays import EncodedCatalogue, History, HistoryBank
 from mrse.model.retriever import Retriever, load_catalogue
 from mrse.progress import say
 
+EXPORTED = 20  # depth of the lists that an online experiment gets
 JUDGED = ("rele_at_10", "precision_at_10", "recall_at_10", "recall_at_100")
 
 
 @dataclass(frozen=True)
 class Result:
-    """One system's answers to the requests of one source."""
+    """One system's answers to the requests of one source.
+
+    Attributes:
+        scored: its metrics.
+        ranking_QK: its lists.
+        scores_QK: scores of the first `EXPORTED` places, NaN where there is nothing; None of a fusion, which has none.
+    """
 
     scored: Scored
     ranking_QK: Ranking
+    scores_QK: Floats | None = None
 
 
 def depths(k: int) -> list[int]:
@@ -42,20 +51,27 @@ def depths(k: int) -> list[int]:
 
 
 def score(name: str, asked: Asked, ranking_QK: Ranking, k: int) -> Result:
-    """Every metric at every depth for each request, as `recall_at_50` and so on."""
-    values = {
-        f"{metric}_at_{depth}": per_request
-        for depth in depths(k)
-        for metric, per_request in evaluate(ranking_QK, asked.labels, depth).items()
-    }
+    """Every metric at every depth for each request, as `recall_at_50` and so on.
+
+    `ordered_recall` is recall of what was ordered, NaN where nothing was.
+    """
+    ordered = Labels.build(asked.ordered, [[1.0] * len(items) for items in asked.ordered], asked.labels.items)
+    values: dict[str, Floats] = {}
+    for depth in depths(k):
+        found = evaluate(ranking_QK, asked.labels, depth)
+        values |= {f"{metric}_at_{depth}": per_request for metric, per_request in found.items()}
+        values[f"ordered_recall_at_{depth}"] = evaluate(ranking_QK, ordered, depth)["recall"]
     values["labelled_at_10"] = labelled_share(ranking_QK, asked.labels, 10)
     return Result(Scored(name, asked.hash, asked.request_ids, values), ranking_QK)
 
 
 def score_bm25(name: str, asked: Asked, bm25: BM25, k: int) -> Result:
     """The lexical baseline on the requests of one source."""
-    ranking_QK, _ = bm25.rank(asked.queries, max(depths(k)))
-    return score(name, asked, ranking_QK, k)
+    ranking_QK, scores = bm25.rank(asked.queries, max(depths(k)))
+    scores_QK = np.full((len(asked), EXPORTED), np.nan)
+    for row, found in enumerate(scores):
+        scores_QK[row, : len(found)] = found[:EXPORTED]
+    return replace(score(name, asked, ranking_QK, k), scores_QK=scores_QK)
 
 
 def score_fusion(name: str, asked: Asked, parts: Sequence[Result], k: int) -> Result:
@@ -85,17 +101,34 @@ class Embedded:
         self._items = _by_id(retriever.encode_catalogue(catalogue))
         self._bank = HistoryBank(self._items.item_ids, self._items.bank)
 
+    @property
+    def vectors(self) -> npt.NDArray[np.float32]:
+        """The catalogue in the model's space (N, D), by id."""
+        return self._items.vectors
+
+    def encode(self, queries: Sequence[str], histories: Sequence[History | None]) -> npt.NDArray[np.float32]:
+        """Requests in the model's space (Q, D)."""
+        return self._retriever.encode_queries(queries, histories, self._bank)
+
+    def search(self, queries_QD: npt.NDArray[np.float32], k: int) -> Ranking:
+        """Exact search; what is not finite counts as 0."""
+        return exact_search(np.nan_to_num(queries_QD), np.nan_to_num(self.vectors), k)
+
     def score(self, asked: Asked, k: int) -> Result:
         """Answers to the requests of one source; NaN metrics where a vector is not finite."""
         if not len(asked):
             return score(self.name, asked, np.empty((0, max(depths(k))), dtype=np.int32), k)
-        queries_QD = self._retriever.encode_queries(asked.queries, asked.histories, self._bank)
-        items_ND = self._items.vectors
-        finite_Q = np.isfinite(queries_QD).all(axis=1) & np.isfinite(items_ND).all()
-        ranking_QK = exact_search(np.nan_to_num(queries_QD), np.nan_to_num(items_ND), max(depths(k)))
-        result = score(self.name, asked, ranking_QK, k)
+        queries_QD = self.encode(asked.queries, asked.histories)
+        finite_Q = np.isfinite(queries_QD).all(axis=1) & np.isfinite(self.vectors).all()
+        result = score(self.name, asked, self.search(queries_QD, max(depths(k))), k)
         values = {name: np.where(finite_Q, value, np.nan) for name, value in result.scored.values.items()}
-        return replace(result, scored=replace(result.scored, values=values))
+        scores_QK = self._scores(queries_QD, result.ranking_QK[:, :EXPORTED])
+        return Result(replace(result.scored, values=values), result.ranking_QK, scores_QK)
+
+    def _scores(self, queries_QD: npt.NDArray[np.float32], ranking_QK: Ranking) -> Floats:
+        """Inner products of the listed items, place by place, so that memory stays that of the queries."""
+        columns = [np.einsum("qd,qd->q", queries_QD, self.vectors[items], dtype=np.float64) for items in ranking_QK.T]
+        return np.where(ranking_QK == EMPTY, np.nan, np.stack(columns, axis=1))
 
 
 def _by_id(encoded: EncodedCatalogue) -> EncodedCatalogue:

@@ -9,6 +9,7 @@ Legend of the shape suffixes: Q requests, N items of the catalogue.
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -36,7 +37,9 @@ DEFINITIONS: dict[str, str] = {
     "taste": "taste decides: a known shopper, and every query word is in at least `gate.vague_share` of the catalogue",
     "short": "one or two words",
     "long": "four words or more",
+    "ordered": "something was ordered from the page",
 }
+_CATEGORIES, _SCRIPTS = 5, 4  # at most so many slices by category and by script
 
 
 @dataclass(frozen=True)
@@ -48,12 +51,14 @@ class Requests:
         users: user ids, `None` where nobody is logged in.
         histories: number of earlier actions of the shopper.
         relevant: positions of the relevant items in the catalogue.
+        ordered: positions of those that were ordered.
     """
 
     queries: Sequence[str]
     users: Sequence[str | None]
     histories: Sequence[int]
     relevant: Sequence[Sequence[int]]
+    ordered: Sequence[Sequence[int]]
 
 
 @dataclass(frozen=True)
@@ -64,25 +69,31 @@ class CatalogueFacts:
         texts: title and category.
         has_image: whether the item has a picture.
         clicks: clicks before the test days; `None` when the shop has no events.
+        categories: the item's category, `None` where it has none.
     """
 
     texts: Sequence[str]
     has_image: Mask
     clicks: npt.NDArray[np.int64] | None
+    categories: Sequence[str | None]
 
 
 @dataclass
 class Slices:
-    """Masks by slice name, and the slices that this shop's data cannot define, with the reason."""
+    """Masks by slice name, and the slices that this shop's data cannot define, with the reason.
+
+    `definitions` are of the slices that only this shop has: those of its categories and of its queries' scripts.
+    """
 
     masks: dict[str, Mask] = field(default_factory=dict)
     unavailable: dict[str, str] = field(default_factory=dict)
+    definitions: dict[str, str] = field(default_factory=dict)
 
 
 def make_slices(
     requests: Requests, catalogue: CatalogueFacts, query_counts: Mapping[str, int], vague_share: float
 ) -> Slices:
-    """Every slice of `DEFINITIONS`.
+    """Every slice of `DEFINITIONS`, and those of the commonest categories and scripts.
 
     Args:
         requests: the evaluation requests.
@@ -100,6 +111,9 @@ def make_slices(
     _words(slices, requests.queries, asked, frequency)
     _picture(slices, requests, catalogue, documents, asked, frequency)
     _taste(slices, requests, asked, frequency, vague_share * len(documents))
+    _orders(slices, requests)
+    _categories(slices, requests, catalogue.categories)
+    _scripts(slices, requests.queries)
     return slices
 
 
@@ -250,6 +264,45 @@ def _taste(
     }
     vague_Q = np.array([query in vague for query in requests.queries], dtype=bool)
     slices.masks["taste"] = vague_Q & slices.masks["known_shopper"]
+
+
+def _orders(slices: Slices, requests: Requests) -> None:
+    ordered_Q = np.array([bool(items) for items in requests.ordered], dtype=bool)
+    if not ordered_Q.any():
+        slices.unavailable["ordered"] = "no order from a page is logged in the window"
+        return
+    slices.masks["ordered"] = ordered_Q
+
+
+def _categories(slices: Slices, requests: Requests, categories: Sequence[str | None]) -> None:
+    """The categories that most requests want something of."""
+    wanted = [{categories[item] for item in items} - {None} for items in requests.relevant]
+    counts = Counter(name for names in wanted for name in names if name is not None)
+    for name in sorted(counts, key=lambda name: (-counts[name], name))[:_CATEGORIES]:
+        slices.masks[f"category {name}"] = np.array([name in names for names in wanted], dtype=bool)
+        slices.definitions[f"category {name}"] = f"a relevant item is in category {name}"
+
+
+def _scripts(slices: Slices, queries: Sequence[str]) -> None:
+    """The scripts that most letters of a query are of, where there are several."""
+    of_query = {query: script(query) for query in set(queries)}
+    counts = Counter(of_query[query] for query in queries)
+    if len(counts) < 2:
+        slices.unavailable["script"] = "all queries are in one script"
+        return
+    for name in sorted(counts, key=lambda name: (-counts[name], name))[:_SCRIPTS]:
+        slices.masks[f"script {name}"] = np.array([of_query[query] == name for query in queries], dtype=bool)
+        slices.definitions[f"script {name}"] = f"most letters of the query are {name}"
+
+
+def script(text: str) -> str:
+    """The script of most letters of a text, the first of equals by name; `none` without letters.
+
+    >>> script("blue кеды"), script("42")
+    ('cyrillic', 'none')
+    """
+    names = Counter(unicodedata.name(letter, "unknown").split()[0].lower() for letter in text if letter.isalpha())
+    return min(names, key=lambda name: (-names[name], name), default="none")
 
 
 def _any_relevant(requests: Requests, of_item_N: Mask) -> Mask:

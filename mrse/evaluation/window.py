@@ -21,9 +21,9 @@ from mrse.model.arrays import History
 from mrse.profiles import tables
 
 Source = Literal["events", "judgments"]
-_COLUMNS = [
+COLUMNS = [
     "split", "request_id", "source", "query", "user_id", "relevant", "gains", "hist_items", "hist_actions", "hist_ages",
-    "profile_asof",
+    "profile_asof", "shown", "shown_actions",
 ]  # fmt: skip
 
 
@@ -36,6 +36,7 @@ class Asked:
         request_ids, queries, users, histories: column by column; a user is `None` where nobody is logged in.
         labels: what each request was looking for.
         relevant: positions of the relevant items of each request.
+        ordered: those of them that were ordered from the page that was shown.
         clusters: the shopper of each request, or its query where no shopper is known (Q,).
         left_out: how many test requests were not asked, by reason.
         hash: sha256 over all of it and the catalogue's ids.
@@ -48,6 +49,7 @@ class Asked:
     histories: list[History | None]
     labels: Labels
     relevant: list[list[int]]
+    ordered: list[list[int]]
     clusters: npt.NDArray[np.int64]
     left_out: dict[str, int]
     hash: str
@@ -81,7 +83,7 @@ def read_window(profiles: Path, item_ids: Sequence[str], relevant_grade: float, 
     Raises:
         DataError: the file is missing or lacks a column.
     """
-    table = tables.read(profiles / "requests.parquet", _COLUMNS, split="test")
+    table = tables.read(profiles / "requests.parquet", COLUMNS, split="test")
     position = {item: at for at, item in enumerate(item_ids)}
     rows = table.to_pylist()
     known = [row["profile_asof"] for row in rows if row["profile_asof"] is not None]
@@ -104,7 +106,7 @@ def _freeze(
         unknown += len(row["relevant"]) - len(gains)
         if any(gain > 0 and gain >= threshold for gain in gains.values()):
             usable.append(row | {"wanted": {position[item]: float(gain) for item, gain in gains.items()}})
-    kept = _sample(usable, most)
+    kept = sample(usable, most)
     left_out = {
         "no relevant item in the catalogue": len(rows) - len(usable),
         "beyond gate.max_requests": len(usable) - len(kept),
@@ -117,16 +119,22 @@ def _freeze(
         request_ids=[row["request_id"] for row in kept],
         queries=[row["query"] for row in kept],
         users=[row["user_id"] for row in kept],
-        histories=[_history(row) for row in kept],
+        histories=[history_of(row) for row in kept],
         labels=labels,
         relevant=[[item for item, gain in w.items() if gain > 0 and gain >= threshold] for w in wanted],
-        clusters=_clusters(kept),
+        ordered=[_ordered(row, position) for row in kept],
+        clusters=cluster_codes(kept),
         left_out={reason: count for reason, count in left_out.items() if count},
         hash=_hash(kept, position),
     )
 
 
-def _sample(rows: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:
+def _ordered(row: dict[str, Any], position: Mapping[str, int]) -> list[int]:
+    actions = dict(zip(row["shown"] or [], row["shown_actions"] or [], strict=True))
+    return [position[item] for item, action in actions.items() if action == "order" and item in position]
+
+
+def sample(rows: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:
     """At most so many rows, picked by a hash of their ids: the same ones on every machine and for every model."""
     if len(rows) <= most:
         return rows
@@ -134,13 +142,15 @@ def _sample(rows: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:
     return [rows[at] for at in sorted(ordered[:most])]
 
 
-def _history(row: dict[str, Any]) -> History | None:
+def history_of(row: dict[str, Any]) -> History | None:
+    """The history of a row of `requests.parquet`."""
     if not row["hist_items"]:
         return None
     return History(row["hist_items"], row["hist_actions"], row["hist_ages"])
 
 
-def _clusters(rows: list[dict[str, Any]]) -> npt.NDArray[np.int64]:
+def cluster_codes(rows: list[dict[str, Any]]) -> npt.NDArray[np.int64]:
+    """The shopper of each row, or its query where no shopper is known, as numbers (Q,)."""
     codes: dict[tuple[str, str], int] = {}
     units = [("query", row["query"]) if row["user_id"] is None else ("user", row["user_id"]) for row in rows]
     return np.array([codes.setdefault(unit, len(codes)) for unit in units], dtype=np.int64)

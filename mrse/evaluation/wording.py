@@ -32,6 +32,15 @@ def change(lift: float | None, lower: float | None, upper: float | None) -> str:
     return f"{signed(lift)} [{signed(lower)}, {signed(upper)}]"
 
 
+def level(alpha: float) -> str:
+    """The level of an interval.
+
+    >>> level(0.05), level(0.05 / 3)
+    ('95%', '98.33%')
+    """
+    return f"{100 * (1 - alpha):.4g}%"
+
+
 def shown(metric: str) -> str:
     """A metric's name for people.
 

@@ -73,7 +73,7 @@ def swap(params: Params, workspace: Path) -> dict[str, Any]:
     """
     services = params.services.under(workspace)
     index = read_handed(workspace / INDEX_JSON, "build_index")
-    _record_decision(services, workspace)
+    check_judged(read_handed(workspace / DECISION, "gate"), read_handed(workspace / CHALLENGER_JSON, "train"))
     with lease(Path(services.state_dir), params.swap_index.lease_seconds) as held, opened(services) as store:
         before = reconcile(store, services)
         if index["status"] == "skipped":
@@ -275,17 +275,6 @@ def _earlier(store: Store, live: Live | None, to: int | None) -> str:
         what = "replaced nothing" if previous is None else f"replaced {previous}, which is gone"
         raise IndexFailed(f"{live.collection} {what}; `mrse rollback --to VERSION` names another")
     return previous
-
-
-def _record_decision(services: ServicesConfig, workspace: Path) -> None:
-    """Tag the challenger's version with what the gate said, for `mrse runs`."""
-    decision = read_handed(workspace / DECISION, "gate")
-    challenger = read_handed(workspace / CHALLENGER_JSON, "train")
-    check_judged(decision, challenger)
-    primary = decision.get("primary") or {}
-    tags = {"decision": decision["outcome"], "lift": primary.get("lift"), "metric": primary.get("metric")}
-    known = {key: str(value) for key, value in tags.items() if value is not None}
-    tracking.tag_version(services, challenger["version"], known)
 
 
 def _report(status: str, reason: str, live: Live | None) -> dict[str, Any]:

@@ -50,10 +50,10 @@ def build_profiles(clean: Path, out: Path, config: ProfilesConfig) -> dict[str, 
     files = contract.event_files(clean)
     read = sum(_rows(file) for file in files)
     with duckdb(config, out.parent) as engine:
-        items = ibis.memtable(contract.read_items(clean).select(["item_id"]))
+        items = engine.put(contract.read_items(clean).select(["item_id"]))
         log = read_log(engine, engine.read(files, contract.EVENTS), items, split, read)
         grades = contract.read_judgments(clean).select(contract.JUDGMENTS.names)
-        judged = read_judged(engine, engine.keep(ibis.memtable(grades)), log.items, config)
+        judged = read_judged(engine, engine.put(grades), log.items, config)
         labels = read_labels(engine, log, split)
         report = _report(engine, read, grades.num_rows, log, labels, judged, split, config)
         _require_examples(clean, report)

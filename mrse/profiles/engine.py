@@ -1,20 +1,28 @@
-"""Where the expressions of this room run: DuckDB by default. They use nothing that only DuckDB has."""
+"""Where the expressions of this room run: DuckDB by default. They use nothing that only DuckDB has.
+
+Ibis takes a tenth of a second to build and compile a query, on one thread. What is kept is therefore computed behind:
+while DuckDB works on one query, the next ones are built.
+"""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from time import sleep
 from typing import Any, Protocol
 
 import ibis
+import ibis.expr.operations as ops
 import ibis.expr.types as ir
 import pyarrow as pa
+import pyarrow.parquet as pq
 from duckdb import IOException, OutOfMemoryException
 from ibis.backends.duckdb import Backend
+from ibis.backends.sql.datatypes import DuckDBType
 
 from mrse.config import ProfilesConfig
 from mrse.data.contract import write_parquet
@@ -23,7 +31,7 @@ from mrse.errors import ConfigError, DataError
 _BATCH_ROWS = 32_768
 # What is kept is read back soon and a few times: to pack it, or to add Bloom filters, costs more than it saves. A row
 # group is held while it is written; small ones also let a reader skip more.
-_KEPT = {"compression": "uncompressed", "write_bloom_filter": False, "row_group_size": 16_384}
+_KEPT = "FORMAT parquet, COMPRESSION uncompressed, WRITE_BLOOM_FILTER false, ROW_GROUP_SIZE 16384"
 
 
 class Engine(Protocol):
@@ -32,8 +40,14 @@ class Engine(Protocol):
     What would need too much memory at once comes in parts of one schema. They are computed one after the other.
     """
 
+    def put(self, table: pa.Table) -> ir.Table:
+        """Hold a table that is at hand as `keep` holds what it computes."""
+
     def keep(self, *parts: ir.Table) -> ir.Table:
-        """Compute rows that more than one later step reads, and hold them, not in memory, until the engine closes."""
+        """Compute rows that more than one later step reads, and hold them, not in memory, until the engine closes.
+
+        Returns before they are computed: what fails is raised by the next `fetch` or `write`.
+        """
 
     def fetch(self, rows: ir.Table) -> list[dict[str, Any]]:
         """Compute a handful of rows."""
@@ -52,27 +66,67 @@ class DuckDB:
         self._backend = backend
         self._folder = folder
         self._memory_limit = memory_limit
-        self._names = itertools.count()
+        self._numbers = itertools.count()
+        self._behind = ThreadPoolExecutor(1)
+        self._begun: list[Future[Any]] = []
+
+    def put(self, table: pa.Table) -> ir.Table:
+        file = self._file()
+        pq.write_table(table, file)
+        return self._view([file], ibis.Schema.from_pyarrow(table.schema))
 
     def keep(self, *parts: ir.Table) -> ir.Table:
-        files = [self._folder / f"kept-{next(self._names)}.parquet" for _ in parts]
-        for rows, file in zip(parts, files, strict=True):
-            self._backend.to_parquet(rows, file, **_KEPT)
-        self._give_back()
-        # Parquet has no type for DuckDB's sums of integers, which come back as floats: `cast` gives every type again.
-        return self._backend.read_parquet(files).cast(parts[0].schema())
+        files = []
+        for rows in parts:
+            files.append(self._file())
+            self._execute(f"COPY ({self._backend.compile(rows)}) TO '{files[-1]}' ({_KEPT})")
+        self._begun.append(self._behind.submit(self._give_back))
+        return self._view(files, parts[0].schema())
 
     def fetch(self, rows: ir.Table) -> list[dict[str, Any]]:
+        self._catch_up()
         found: list[dict[str, Any]] = rows.to_pyarrow().to_pylist()
         return found
 
     def read(self, files: Sequence[Path], schema: pa.Schema) -> ir.Table:
         if not files:
-            return self.keep(ibis.memtable(schema.empty_table()))
+            return self.put(schema.empty_table())
+        self._catch_up()
         table = self._backend.read_parquet([str(file) for file in files], union_by_name=True, hive_partitioning=False)
         return table.select(*schema.names)
 
+    def close(self) -> None:
+        """Stop what is being computed."""
+        self._behind.shutdown(wait=False, cancel_futures=True)
+        while not all(job.done() for job in self._begun):
+            self._backend.con.interrupt()  # again and again: it stops no query that is yet to start
+            sleep(0.02)
+
+    def _file(self) -> Path:
+        return self._folder / f"kept-{next(self._numbers)}.parquet"
+
+    def _view(self, files: Sequence[Path], schema: ibis.Schema) -> ir.Table:
+        """Files to come as a table: known by its schema, so that queries of it can be built before they are there."""
+        name = files[0].stem
+        # Parquet has no type for DuckDB's sums of integers, which come back as floats: CAST gives every type again.
+        columns = (
+            f'CAST("{column}" AS {DuckDBType.to_string(found)}) AS "{column}"' for column, found in schema.items()
+        )
+        listed = ", ".join(f"'{file}'" for file in files)
+        self._execute(f'CREATE TEMP VIEW "{name}" AS SELECT {", ".join(columns)} FROM read_parquet([{listed}])')
+        return ops.DatabaseTable(name, schema, self._backend).to_expr()
+
+    def _execute(self, statement: str) -> None:
+        self._begun.append(self._behind.submit(self._backend.con.execute, statement))
+
+    def _catch_up(self) -> None:
+        """Wait for what has begun; raise what the first to fail has met, which the others then miss."""
+        for job in self._begun:
+            job.result()
+        self._begun.clear()
+
     def write(self, parts: Sequence[ir.Table], path: Path, schema: pa.Schema) -> int:
+        self._catch_up()
         batches = itertools.chain.from_iterable(self._batches(rows, schema) for rows in parts)
         written = write_parquet(_ahead(batches), path, schema)
         self._give_back()
@@ -115,8 +169,9 @@ def duckdb(config: ProfilesConfig, spill_under: Path) -> Iterator[DuckDB]:
         if config.threads:
             settings["threads"] = config.threads
         backend = ibis.duckdb.connect(**settings)
+        engine = DuckDB(backend, Path(spill), config.memory_limit)
         try:
-            yield DuckDB(backend, Path(spill), config.memory_limit)
+            yield engine
         except OutOfMemoryException:
             raise ConfigError(
                 f"build_profiles: memory_limit {config.memory_limit} is too little for this log; "
@@ -125,4 +180,5 @@ def duckdb(config: ProfilesConfig, spill_under: Path) -> Iterator[DuckDB]:
         except IOException as error:
             raise DataError(f"build_profiles: {error}") from None
         finally:
+            engine.close()
             backend.disconnect()

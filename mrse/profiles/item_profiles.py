@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import ibis
 import ibis.expr.types as ir
+import pyarrow as pa
 
 from mrse.config import ProfilesConfig
 from mrse.profiles.engine import Engine
@@ -21,6 +22,7 @@ from mrse.profiles.log import ENGAGEMENTS, NAIVE, Log, gain, gather, or_empty
 from mrse.profiles.split import DAY, Split
 
 _MILLIONTHS = 1e6
+_INSTANT = NAIVE.to_pyarrow()
 _SLICE_ROWS = 5_000_000  # counts of a day or a pair, each once per later cut
 _KEYS = ("code", "asof")
 
@@ -50,8 +52,8 @@ def item_profiles(engine: Engine, log: Log, split: Split, config: ProfilesConfig
     In slices of the items, in the order of their ids: all that a slice needs is computed from what lies on disk, so the
     memory is that of a slice, whose size depends neither on the days nor on the items.
     """
-    cuts = engine.keep(cut_days(split, config.popularity_half_life_days))
-    later = engine.keep(_later(split))
+    cuts = engine.put(cut_days(split, config.popularity_half_life_days))
+    later = engine.put(_later(split))
     engaged = log.engaged.mutate(shopper=_shopper(log.engaged))
     since = cuts.group_by("day").agg(since=cuts.asof.min())
     parts = log.parts(engaged, engaged.shopper)
@@ -97,7 +99,7 @@ def _slice(log: Log, kept: _Kept, bounds: tuple[int, int], config: ProfilesConfi
 _COUNTS = ("popularity", "impressions", "clicks", "orders")
 
 
-def cut_days(split: Split, half_life_days: float) -> ir.Table:
+def cut_days(split: Split, half_life_days: float) -> pa.Table:
     """Every day before every cut, with what the day weighs there: day, asof, decay."""
     rows = [
         {"day": day.date(), "asof": cut, "decay": 0.5 ** ((cut - day - DAY) / DAY / half_life_days)}
@@ -105,17 +107,17 @@ def cut_days(split: Split, half_life_days: float) -> ir.Table:
         for day in split.days()
         if day < cut
     ]
-    return ibis.memtable(rows, schema={"day": "date", "asof": NAIVE, "decay": "float64"})
+    return pa.Table.from_pylist(rows, pa.schema({"day": pa.date32(), "asof": _INSTANT, "decay": pa.float64()}))
 
 
-def _later(split: Split) -> ir.Table:
+def _later(split: Split) -> pa.Table:
     rows = [
         {"since": since, "asof": asof, "number": number}
         for since in split.cuts
         for number, asof in enumerate(split.cuts)
         if asof >= since
     ]
-    return ibis.memtable(rows, schema={"since": NAIVE, "asof": NAIVE, "number": "int32"})
+    return pa.Table.from_pylist(rows, pa.schema({"since": _INSTANT, "asof": _INSTANT, "number": pa.int32()}))
 
 
 def _counts(days: ir.Table, cuts: ir.Table, config: ProfilesConfig) -> ir.Table:

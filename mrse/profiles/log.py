@@ -190,7 +190,9 @@ def gather(rows: ir.Table, by: Sequence[str], fields: dict[str, ir.Value], **oth
             the second, and so on; fields to sort by hold no nulls.
         others: further aggregates.
     """
-    grouped = rows.group_by(*by).agg(gathered=ibis.struct(fields).collect().sort(), **others)
+    # In order first: a group's rows then come together, and its list grows in one go.
+    ordered = rows.order_by(*by)
+    grouped = ordered.group_by(*by).agg(gathered=ibis.struct(fields).collect().sort(), **others)
     columns = {name: _field(grouped.gathered, name) for name in fields}
     return grouped.select(*by, *others, **columns)
 

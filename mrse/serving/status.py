@@ -5,11 +5,12 @@ Milvus says what is live, MLflow which runs and versions there are; nothing is c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mrse import tracking
 from mrse.config import ServicesConfig
+from mrse.evaluation.history import Decided, read_history
 from mrse.index.client import Stamp, Store, exists, opened
 from mrse.index.swap import Live, look
 from mrse.jsonfile import read_handed
@@ -47,6 +48,7 @@ def describe(services: ServicesConfig, workspace: Path) -> str:
         _row("index", f"{stamp.index_type} {stamp.search_params or ''}".rstrip()),
         _row("before", stamp.previous or "nothing"),
         _row("champion", _champion(live)),
+        *_forced(services, live),
     ]
     return "\n".join([*lines, *others, *_newest(workspace, live)])
 
@@ -57,24 +59,24 @@ def table_of_runs(services: ServicesConfig, limit: int) -> str:
     if not found:
         return "no training run yet"
     live = _live_version(services)
-    header = ("version", "started", "run", "window", "decision", "lift", "live")
-    return _table([header, *(_run_row(run, live) for run in found)])
+    decided = {each.version: each for each in read_history(services)}  # the newest of a version wins
+    header = ("version", "started", "run", "window", "live", "lift", "decision")
+    return _table([header, *(_run_row(run, live, decided) for run in found)])
 
 
-def _run_row(run: tracking.TrainingRun, live: int | None) -> tuple[str, ...]:
+def _run_row(run: tracking.TrainingRun, live: int | None, decided: Mapping[int, Decided]) -> tuple[str, ...]:
     version = run.version
-    tags = {**run.tags, **(version.tags if version else {})}
-    window = " to ".join(tags[name][:10] for name in ("data_start", "data_end") if name in tags) or "-"
-    lift = f"{float(tags['lift']):+.4f} {tags.get('metric', '')}".rstrip() if "lift" in tags else "-"
-    decision = run.status.lower() if version is None else tags.get("decision", "not judged")
+    window = " to ".join(run.tags[name][:10] for name in ("data_start", "data_end") if name in run.tags) or "-"
+    about = None if version is None else decided.get(version.version)
+    decision = run.status.lower() if version is None else "not judged"
     return (
         "-" if version is None else str(version.version),
         f"{run.started:%Y-%m-%d %H:%M}",
         run.run_id[:8],
         window,
-        decision,
-        lift,
         "live" if version is not None and version.version == live else "",
+        "-" if about is None else about.effect,
+        decision if about is None else f"{about.said} ({about.code})",
     )
 
 
@@ -94,6 +96,15 @@ def _champion(live: Live) -> str:
         return f"version {live.champion}, as live"
     lag = "none" if live.champion is None else f"version {live.champion}"
     return f"{lag}, but live is version {live.stamp.model_version}: `mrse reconcile` mends it"
+
+
+def _forced(services: ServicesConfig, live: Live) -> list[str]:
+    """Who put the live version there in spite of the gate, where somebody did."""
+    version = tracking.get_version(services, live.stamp.model_version)
+    tags = {} if version is None else version.tags
+    if "forced_by" not in tags:
+        return []
+    return [_row("forced", f"by {tags['forced_by']} over {tags['forced_over']}: {tags['forced_reason']}")]
 
 
 def _others(store: Store, live: Live | None) -> list[str]:

@@ -61,8 +61,8 @@ def test_the_card_says_what_the_files_say(shop):
     shown = cells(card, "all requests")
     assert shown[1:3] == [f"{primary['requests']:,}", f"{primary['challenger']:.3f}"]
     assert shown[3] == f"{baseline['lift']:+.3f} [{baseline['lower']:+.3f}, {baseline['upper']:+.3f}]".replace("-", "−")
-    names = {name.replace("_", " ") for name in decision["slices"]}
-    assert all(cells(card, name)[1] == f"{decision['slices'][name.replace(' ', '_')]['requests']:,}" for name in names)
+    names = {name.replace("_", " "): figures for name, figures in decision["slices"].items()}
+    assert all(cells(card, name)[1] == f"{figures['requests']:,}" for name, figures in names.items())
     model = Retriever.load(shop / "models/challenger")
     count = sum(parameter.numel() for parameter in model.model.parameters())
     assert cells(card, "parameters")[1].startswith(f"{count:,};")

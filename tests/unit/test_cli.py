@@ -157,12 +157,41 @@ def test_status_before_anything_makes_nothing(mrse, shop, services):  # noqa: F8
 
 def test_runs_tell_decision_lift_and_what_is_live(mrse, go_live, shop, services):  # noqa: F811
     live = go_live()["version"]
+    fake_shop.log_decision(services, live, "HOLD", forced_by="Ada", forced_reason="why not", forced_at="2026-03-15")
     other = fake_shop.train_challenger(shop, services, seed=2, outcome="HOLD")
     header, newest, older = mrse("runs", "--limit", 2)[1].splitlines()
-    assert header.split() == ["version", "started", "run", "window", "decision", "lift", "live"]
-    assert newest.startswith(f"{other} ") and "not judged" in newest and not newest.endswith("live")
-    assert older.startswith(f"{live} ") and "PROMOTE" in older and "+0.0123 recall@50" in older
-    assert older.endswith("live") and "2026-03-01 to 2026-03-15" in older
+    assert header.split() == ["version", "started", "run", "window", "live", "lift", "decision"]
+    assert newest.startswith(f"{other} ") and newest.endswith("not judged") and "  live  " not in newest
+    assert older.startswith(f"{live} ") and "2026-03-01 to 2026-03-15  live  " in older
+    assert "+0.012 [−0.003, +0.027] recall@50 over the champion" in older
+    assert older.endswith("PROMOTE, forced by Ada over HOLD (no_proven_lift)")
+
+
+def test_status_tells_an_override(mrse, go_live, services):  # noqa: F811
+    version = go_live()["version"]
+    assert "forced" not in mrse("status")[1]
+    fake_shop.log_decision(services, version, "REJECT")
+    code, out, _ = mrse("force", version, "--reason", "new titles", "--by", "Ada")
+    assert code == 0 and out.startswith(f"Version {version} is promoted by Ada over REJECT;")
+    assert "\nforced    by Ada over REJECT: new titles\n" in mrse("status")[1] + "\n"
+
+
+def test_history_writes_one_page_that_show_opens(mrse, shop, services):  # noqa: F811
+    code, _, err = mrse("show", "history")
+    assert code == 1 and "`mrse history` makes it" in err
+    fake_shop.log_decision(services, 1, "PROMOTE")
+    code, out, _ = mrse("history")
+    assert code == 0 and out == "reports/history.html\n"
+    assert mrse("show", "history") == (0, "reports/history.html\n", "")
+    page = (shop / "reports/history.html").read_text()
+    assert "<svg" in page and "http" not in page.replace("<!doctype html>", "") and "<script" not in page
+
+
+def test_an_override_needs_a_reason_a_name_and_a_decision(mrse):
+    assert mrse("force", 7, "--by", "Ada")[2] == "mrse: an override needs a reason (--reason): it is kept for good\n"
+    assert mrse("force", 7, "--reason", "x")[2] == "mrse: an override needs a name (--by): it is kept for good\n"
+    code, _, err = mrse("force", 4711, "--reason", "x", "--by", "Ada")
+    assert code == 1 and err.startswith("mrse: the gate has not judged version 4711; run it first")
 
 
 def test_reconcile_and_rollback(mrse, go_live, shop, services):  # noqa: F811

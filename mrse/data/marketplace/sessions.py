@@ -50,6 +50,7 @@ _LIKING_BIAS, _LIKING_SLOPE = -0.5, 2.6
 _ASKED_BIAS, _ASKED_SLOPE = 2.4, 1.0
 _PATIENCE = 2.8  # expected clicks on a page, at most
 _CART, _ORDER = 0.22, 0.40
+ORDERED = _CART * _ORDER  # share of the clicks that end in an order
 _RELEVANCE_NOISE, _RELEVANCE_NULL = 0.08, 0.1
 
 
@@ -263,6 +264,33 @@ class Shop:
 
     # --- what they are shown and what they do ---
 
+    def click_chances(
+        self,
+        requests: Requests,
+        fashion: Fashion,
+        rows: draws.Int,
+        item_RL: draws.Int,
+        grade_RL: npt.NDArray[np.float32],
+    ) -> draws.Float:
+        """The probability of a click on every slot of some requests' pages, whoever made them.
+
+        Args:
+            requests: the day's requests.
+            fashion: of the day (`fashion_of`).
+            rows: which requests.
+            item_RL: their pages, −1 where there is nothing.
+            grade_RL: how well the items answer.
+        """
+        liked_RL = taste(self.config, self.catalogue, self.shoppers, fashion, requests.user_R[rows], item_RL)
+        asked = np.array([any(q.intent[a] >= 0 for a in _ASKABLE) for q in requests.questions])
+        asked_R1 = asked[requests.query_R[rows]][:, None]
+        drive_RL = np.where(asked_R1, _ASKED_BIAS + _ASKED_SLOPE * liked_RL, _LIKING_BIAS + _LIKING_SLOPE * liked_RL)
+        wanted_RL = np.clip(grade_RL, 0.05, 1.0) ** 1.3 / (1.0 + np.exp(-drive_RL))
+        chance_RL: draws.Float = (item_RL >= 0) * wanted_RL * np.arange(1, SLOTS + 1) ** -_EXAMINATION
+        # Who likes everything on a page still opens only a few items.
+        chance_RL *= np.minimum(1.0, _PATIENCE / np.maximum(chance_RL.sum(axis=1, keepdims=True), 1e-9))
+        return chance_RL
+
     def _chunk(
         self,
         requests: Requests,
@@ -275,15 +303,9 @@ class Shop:
     ) -> Events:
         query_R = requests.query_R[rows]
         pages = draw_pages(ranking, query_R, requests.length_R[rows], slates)
-        liked_RL = taste(self.config, self.catalogue, self.shoppers, fashion, requests.user_R[rows], pages.item_RL)
-        asked_R1 = np.array([any(q.intent[a] >= 0 for a in _ASKABLE) for q in requests.questions])[query_R][:, None]
-        drive_RL = np.where(asked_R1, _ASKED_BIAS + _ASKED_SLOPE * liked_RL, _LIKING_BIAS + _LIKING_SLOPE * liked_RL)
-        wanted_RL = np.clip(pages.grade_RL, 0.05, 1.0) ** 1.3 / (1.0 + np.exp(-drive_RL))
         shown_RL = pages.item_RL >= 0
-        chance_RL = shown_RL * wanted_RL * np.arange(1, SLOTS + 1) ** -_EXAMINATION
-        # Who likes everything on a page still opens only a few items.
-        chance_RL *= np.minimum(1.0, _PATIENCE / np.maximum(chance_RL.sum(axis=1, keepdims=True), 1e-9))
-        u = clicks.random((5, *wanted_RL.shape))
+        chance_RL = self.click_chances(requests, fashion, rows, pages.item_RL, pages.grade_RL)
+        u = clicks.random((5, *chance_RL.shape))
         clicked_RL = u[0] < chance_RL
         carted_RL = clicked_RL & (u[1] < _CART)
         ordered_RL = carted_RL & (u[2] < _ORDER)

@@ -29,10 +29,11 @@ def test_every_outcome_exits_cleanly_and_prints_its_sentence(
         return {"outcome": outcome, "sentence": f"{outcome}: because."}
 
     monkeypatch.setattr(component, "run_gate", decide)
-    monkeypatch.setattr(component, "log_card", lambda services, workspace: seen.append(workspace))
+    for kept in ("log_card", "keep_golden", "log_decision"):
+        monkeypatch.setattr(component, kept, lambda services, *what, kept=kept: seen.append(kept))
     start(monkeypatch, tmp_path)
     assert capsys.readouterr().out == f"{outcome}: because.\n"
-    assert seen == [(50, tmp_path), tmp_path]
+    assert seen == [(50, tmp_path), "log_card", "keep_golden", "log_decision"]
 
 
 def test_missing_input_is_one_message_and_a_failure(

@@ -56,7 +56,7 @@ def inputs():
     )
     slices = Slices({"even": CLUSTERS % 2 == 0})
     window = Window({"events": asked, "judgments": empty}, None)
-    return Inputs(SimpleNamespace(ids=["a", "b"]), meta, window, "events", slices)
+    return Inputs(SimpleNamespace(ids=["a", "b"]), meta, window, "events", slices, {}, None)
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mrse.evaluation.bootstrap import Lift, Pair, mean_intervals, paired_lifts, student_quantile
+from mrse.evaluation.bootstrap import Lift, Pair, holm, mean_intervals, paired_lifts, student_quantile
 
 
 def lift_of(challenger: np.ndarray, reference: np.ndarray, clusters: np.ndarray, **settings: float) -> Lift:
@@ -134,3 +134,31 @@ def test_the_detectable_effect_is_detected_four_times_in_five() -> None:
         for _ in range(200)
     )
     assert 0.70 <= found / 200 <= 0.90
+
+
+@pytest.mark.parametrize("shoppers", [12, 400])
+def test_the_p_value_is_the_level_at_which_the_interval_touches_zero(shoppers: int) -> None:
+    generator = np.random.default_rng(10)
+    gain = generator.normal(size=shoppers)
+    gain += 1.5 / np.sqrt(shoppers) - gain.mean()
+    arguments = (gain, np.zeros(shoppers), np.arange(shoppers))
+    p = lift_of(*arguments, resamples=20_000).p
+    assert p is not None and 0.001 < p < 0.5
+    assert lift_of(*arguments, resamples=20_000, alpha=1.1 * p).lower > 0  # type: ignore[operator]
+    assert lift_of(*arguments, resamples=20_000, alpha=0.9 * p).lower < 0  # type: ignore[operator]
+
+
+def test_p_values_of_equal_systems_are_uniform_and_never_zero() -> None:
+    generator = np.random.default_rng(12)
+    samples = enumerate(generator.normal(size=(500, 60)))
+    found = [lift_of(gain, np.zeros(60), np.arange(60), resamples=500, seed=seed).p for seed, gain in samples]
+    assert 0.025 <= np.mean(np.array(found) <= 0.05) <= 0.075
+    assert np.quantile(found, [0.25, 0.5, 0.75]) == pytest.approx([0.25, 0.5, 0.75], abs=0.06)
+    assert lift_of(np.ones(60), np.zeros(60), np.arange(60), resamples=500).p == pytest.approx(2 / 501, rel=0.5)
+    assert lift_of(np.zeros(60), np.zeros(60), np.arange(60), resamples=500).p == pytest.approx(1.0)
+
+
+def test_holm_is_the_textbook_example() -> None:
+    adjusted = holm({"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.005})
+    assert adjusted == pytest.approx({"d": 0.02, "a": 0.03, "c": 0.06, "b": 0.06})
+    assert holm({}) == {} and holm({"x": 0.7, "y": 0.9}) == {"x": 1.0, "y": 1.0}

@@ -9,7 +9,17 @@ import pytest
 
 from mrse.config import GateConfig
 from mrse.errors import ConfigError
-from mrse.evaluation.gate import Reason, Scored, Verdict, Window, decide
+from mrse.evaluation.gate import (
+    Reason,
+    Scored,
+    SliceClaim,
+    Verdict,
+    Window,
+    alpha_of_look,
+    decide,
+    slice_claims,
+    slice_lifts,
+)
 from mrse.evaluation.slices import Slices
 
 METRIC = "recall_at_50"
@@ -258,3 +268,54 @@ def test_reasons_are_data() -> None:
         "this window could have shown a gain of 0.0000.",
         "numbers": {"lift": 0.0, "lower": 0.0, "upper": 0.0},
     }
+
+
+def test_a_slice_of_equal_models_is_rarely_claimed_to_have_improved() -> None:
+    generator = np.random.default_rng(8)
+    claimed, uncorrected = 0, 0
+    for _ in range(200):
+        where = window(400, **{f"s{at}": generator.random(400) < 0.2 for at in range(13)})
+        lifts = slice_lifts(settings(resamples=1000), where, generator.normal(size=400), generator.normal(size=400))
+        slices = {name: lift for name, lift in lifts.items() if name != "all"}
+        claimed += any(claim.improved for claim in slice_claims(slices, 0.05).values())
+        uncorrected += any(lift.lower > 0 for lift in slices.values())  # type: ignore[operator]
+    assert claimed / 200 <= 0.05
+    assert uncorrected / 200 >= 0.15, "what the correction is for"
+
+
+def test_a_slice_that_did_improve_is_claimed_with_its_adjusted_level() -> None:
+    generator = np.random.default_rng(9)
+    better = np.arange(400) < 80
+    difference = 0.3 * generator.normal(size=400) + better
+    lifts = slice_lifts(settings(), window(400, better=better, other=~better), difference, np.zeros(400))
+    slices = {name: lift for name, lift in lifts.items() if name != "all"}
+    claims = slice_claims(slices, 0.05)
+    assert claims["better"].improved and not claims["other"].improved
+    assert claims["better"].p == pytest.approx(2 * slices["better"].p)  # type: ignore[operator]
+
+
+def test_a_slice_without_an_interval_is_claimed_nothing_of() -> None:
+    where = window(400, few=np.arange(400) < 3)
+    lifts = slice_lifts(settings(), where, np.ones(400), np.zeros(400))
+    assert slice_claims({"few": lifts["few"]}, 0.05)["few"] == SliceClaim(None, False)
+
+
+def test_the_levels_of_all_looks_at_a_window_add_up_to_alpha() -> None:
+    chances = [alpha_of_look(0.05, look) / 2 for look in range(1, 2000)]
+    assert alpha_of_look(0.05, 1) == 0.05 and chances == sorted(chances, reverse=True)
+    assert sum(chances) == pytest.approx(0.05, abs=1e-4) and sum(chances) < 0.05
+
+
+def test_ten_equal_challengers_of_one_window_rarely_put_one_through() -> None:
+    generator = np.random.default_rng(10)
+    through = {"looks count": 0, "looks forgotten": 0}
+    for _ in range(100):
+        champion = generator.normal(size=400)
+        pairs = [(generator.normal(size=400), champion) for _ in range(10)]
+        spent = [settings(resamples=1000, alpha=alpha_of_look(0.05, look)) for look in range(1, 11)]
+        through["looks count"] += any(
+            judge(*pair, config).outcome == "PROMOTE" for pair, config in zip(pairs, spent, strict=True)
+        )
+        through["looks forgotten"] += any(judge(*pair).outcome == "PROMOTE" for pair in pairs)
+    assert through["looks count"] <= 9
+    assert through["looks forgotten"] >= 12

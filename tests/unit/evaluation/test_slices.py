@@ -23,6 +23,7 @@ from mrse.evaluation.slices import (
 TEXTS = ["Red shirt Tops", "Blue shirt Tops", "Green trousers Legs", "Shirt Tops"]
 PICTURES = np.array([True, True, False, True])
 CLICKS = np.array([5, 0, 3, 1])
+CATEGORIES = ["Tops", "Tops", "Legs", None]
 
 
 def slices(
@@ -34,15 +35,41 @@ def slices(
     pictures: np.ndarray = PICTURES,
     clicks: np.ndarray | None = CLICKS,
     vague_share: float = 0.5,
+    ordered: list[list[int]] | None = None,
 ) -> Slices:
-    requests = Requests(queries, users or ["u"] * len(queries), histories or [1] * len(queries), relevant)
-    return make_slices(requests, CatalogueFacts(TEXTS, pictures, clicks), counts or {}, vague_share)
+    histories = histories or [1] * len(queries)
+    requests = Requests(queries, users or ["u"] * len(queries), histories, relevant, ordered or [[]] * len(queries))
+    return make_slices(requests, CatalogueFacts(TEXTS, pictures, clicks, CATEGORIES), counts or {}, vague_share)
 
 
 def test_every_slice_is_defined_and_known_to_the_configuration() -> None:
-    found = slices(["red shirt"], [[0]], counts={"red shirt": 3})
-    assert set(DEFINITIONS) == set(get_args(SliceName)) == set(found.masks)
-    assert found.unavailable == {}
+    found = slices(["red shirt"], [[0]], counts={"red shirt": 3}, ordered=[[0]])
+    assert set(DEFINITIONS) == set(get_args(SliceName)) == set(found.masks) - set(found.definitions)
+    assert set(found.definitions) == {"category Tops"}
+    assert found.unavailable == {"script": "all queries are in one script"}
+
+
+def test_orders_and_categories() -> None:
+    found = slices(["x", "y", "z"], [[0], [1, 2], [3]], ordered=[[], [2], []])
+    assert found.masks["ordered"].tolist() == [False, True, False]
+    assert found.masks["category Tops"].tolist() == [True, True, False]
+    assert found.masks["category Legs"].tolist() == [False, True, False]
+    assert slices(["x"], [[0]]).unavailable["ordered"] == "no order from a page is logged in the window"
+
+
+def test_only_the_commonest_categories_become_slices() -> None:
+    facts = CatalogueFacts(["x"] * 9, np.ones(9, bool), None, [f"c{at}" for at in range(9)])
+    wanted = [[at] for at in range(9)] + [[8], [8], [7]]
+    requests = Requests(["x"] * 12, [None] * 12, [0] * 12, wanted, [[]] * 12)
+    assert list(make_slices(requests, facts, {}, 0.5).definitions) == [f"category c{at}" for at in (8, 7, 0, 1, 2)]
+
+
+def test_scripts() -> None:
+    found = slices(["red shirt", "красная shirt", "赤", "42"], [[0]] * 4)
+    assert [name for name in found.masks if name.startswith("script")] == [
+        "script cjk", "script cyrillic", "script latin", "script none",
+    ]  # fmt: skip
+    assert found.masks["script cyrillic"].tolist() == [False, True, False, False]
 
 
 def test_traffic_is_cut_in_thirds() -> None:
@@ -110,8 +137,10 @@ def test_what_a_shop_cannot_have_is_unavailable_with_the_reason() -> None:
         "cold_item": "the shop has no click log",
         "no_image": "the catalogue has no pictures",
         "picture": "the catalogue has no pictures",
+        "ordered": "no order from a page is logged in the window",
+        "script": "all queries are in one script",
     }
-    assert set(found.masks) == {"typo", "short", "long"}
+    assert set(found.masks) - set(found.definitions) == {"typo", "short", "long"}
 
 
 def distance(left: str, right: str) -> int:

@@ -28,6 +28,9 @@ class Recorder:
     def __init__(self) -> None:
         self.asked = []
 
+    def put(self, table):
+        return ibis.table(ibis.Schema.from_pyarrow(table.schema), name=f"put_{len(self.asked)}")
+
     def keep(self, *parts):
         self.asked += parts
         return ibis.table(parts[0].schema(), name=f"kept_{len(self.asked)}")
