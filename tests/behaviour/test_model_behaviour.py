@@ -33,7 +33,8 @@ def search(tmp_path_factory):
     folder = tmp_path_factory.mktemp("behaviour")
     tiny_shop.write_shop(folder)
     inputs = [folder / name for name in ("features", "clean", "profiles")]
-    train(tiny_shop.config(), *inputs, folder, folder / "model")
+    # Half of the steps leave typos to the seed: of ten seeds four failed, with these two.
+    train(tiny_shop.config(align_steps=120, fuse_steps=200), *inputs, folder, folder / "model")
     return Search(Retriever.load(folder / "model"))
 
 
