@@ -100,6 +100,19 @@ def test_an_override_is_kept_for_good_and_holds_when_the_gate_runs_again(shop: P
         force(services(shop), shop, version, "again", "Bob")
 
 
+def test_an_override_gets_past_a_champion_that_cannot_be_read(shop: Path) -> None:
+    """The way out of docs/operations.md: without it every night would be a HOLD."""
+    tracking.set_champion(services(shop), train(shop, "older format"))
+    version = train(shop, "good")
+    ruled = decide(shop)
+    assert (ruled["outcome"], ruled["reasons"][0]["code"]) == ("HOLD", "champion_unreadable")
+    force(services(shop), shop, version, "new package format", "Ada")
+    assert decide(shop)["outcome"] == "PROMOTE"
+    tracking.set_champion(services(shop), version)  # as swap_index does
+    train(shop, "random")
+    assert decide(shop)["primary"]["reference_name"] == "champion", "the next night is judged by the rule"
+
+
 def test_an_override_is_of_one_decision_not_of_what_comes_next(shop: Path) -> None:
     version = train(shop, "random")
     decide(shop)

@@ -60,6 +60,8 @@ class ToyRetriever:
         path = folder / "flavour"
         if not path.is_file():
             raise DataError(f"{folder}: no model here")
+        if path.read_text() == "older format":
+            raise DataError(f"{folder}: model format 1, this code reads 2")
         return cls(path.read_text())
 
     def to(self, device: torch.device) -> Self:

@@ -9,7 +9,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from mlflow import MlflowClient
 
 from mrse import tracking
 from mrse.errors import IndexFailed, ServiceError
@@ -78,30 +77,6 @@ def test_a_hold_with_nothing_live_says_so(shop, services):
     build(fake_shop.params_for(services), shop)
     live = run_swap(shop, services)
     assert (live["status"], live["collection"], live["version"]) == ("unchanged", None, None)
-
-
-def take_champion_away(services):
-    """As docs/operations.md says, for a champion that the gate cannot read."""
-    MlflowClient(services.mlflow_uri).delete_registered_model_alias("mrse", "champion")
-    assert tracking.champion(services) is None  # the gate judges as in the first run
-
-
-def test_a_champion_taken_away_comes_back_with_a_hold(shop, services):
-    run_build(shop, services)
-    version = run_swap(shop, services)["version"]
-    take_champion_away(services)
-    fake_shop.train_challenger(shop, services, seed=2, outcome="HOLD")
-    build(fake_shop.params_for(services), shop)
-    run_swap(shop, services)
-    assert state(services).champion == version
-
-
-def test_a_champion_taken_away_makes_room_for_the_next(shop, services):
-    first = run_build(shop, services)
-    run_swap(shop, services)
-    take_champion_away(services)
-    version, name, live = publish_next(shop, services, seed=2)
-    assert (live["collection"], live["previous"]) == (name, first) and state(services).champion == version
 
 
 def test_swapping_again_changes_nothing(shop, services):
