@@ -392,6 +392,7 @@ INDEX_PARAMETERS: dict[str, dict[str, dict[str, int]]] = {
     "HNSW": {"build": {"M": 16, "efConstruction": 200}, "search": {"ef": 128}},
     "IVF_FLAT": {"build": {"nlist": 128}, "search": {"nprobe": 16}},
     "FLAT": {"build": {}, "search": {}},
+    "DISKANN": {"build": {}, "search": {"search_list": 128}},  # a server with disk indexes enabled
     "AUTOINDEX": {"build": {}, "search": {}},
 }
 
@@ -399,7 +400,7 @@ INDEX_PARAMETERS: dict[str, dict[str, dict[str, int]]] = {
 class IndexConfig(Section):
     """Type and parameters of the Milvus index (`build_index`); where they are not given, the type's defaults."""
 
-    type: Literal["HNSW", "IVF_FLAT", "FLAT", "AUTOINDEX"] = "HNSW"
+    type: Literal["HNSW", "IVF_FLAT", "FLAT", "DISKANN", "AUTOINDEX"] = "HNSW"
     build: dict[str, Positive] = INDEX_PARAMETERS["HNSW"]["build"]
     search: dict[str, Positive] = INDEX_PARAMETERS["HNSW"]["search"]
     batch_size: Positive = 2000

@@ -27,7 +27,8 @@ from mrse.config import IndexConfig, Params
 from mrse.data.contract import SnapshotMeta, read_items, read_meta
 from mrse.device import pick
 from mrse.errors import DataError, IndexFailed
-from mrse.index.client import PREFIX, TEXT_BYTES, Stamp, Store, opened
+from mrse.index.client import PREFIX, TEXT_BYTES, Stamp, Store, check_index_type, opened
+from mrse.index.filters import UNKNOWN_PRICE
 from mrse.index.handed import check_judged
 from mrse.index.verify import ids_fingerprint, verify
 from mrse.jsonfile import read_handed, write_json
@@ -87,6 +88,7 @@ def build(params: Params, workspace: Path) -> dict[str, Any]:
         The content of `models/index/index.json`.
 
     Raises:
+        ConfigError: Milvus Lite has no index of this type.
         IndexFailed: the challenger is not the one that was promoted, vectors are unusable, or the collection is not
             what was asked for; what was built is dropped.
         ServiceError: Milvus cannot be reached.
@@ -97,6 +99,7 @@ def build(params: Params, workspace: Path) -> dict[str, Any]:
     challenger = read_handed(workspace / CHALLENGER_JSON, "train")
     check_judged(decision, challenger)
     services = params.services.under(workspace)
+    check_index_type(services, params.build_index.type)
     retriever = _load(workspace, challenger).to(pick(params.build_index.device))
     encoded = _embed(retriever, workspace, Path(services.cache_dir))
     content = _content(workspace, encoded)
@@ -214,6 +217,11 @@ def cut(text: str | None, size: int) -> str:
     return raw[:size].decode(errors="ignore") if len(raw) > size else text or ""
 
 
+def _price(price: float | None) -> float:
+    """The price as it is stored: what is no price of a sale counts as unknown."""
+    return price if price is not None and math.isfinite(price) and price >= 0 else UNKNOWN_PRICE
+
+
 def _fill(store: Store, name: str, stamp: Stamp, content: Content, config: IndexConfig) -> None:
     if store.has(name):
         say(f"dropping the leftover {name}")
@@ -265,8 +273,7 @@ def _content(workspace: Path, encoded: EncodedCatalogue) -> Content:
         item_ids=encoded.item_ids,
         titles=texts["title"],
         categories=texts["category"],
-        # Milvus 2.3 knows no nulls: an unknown price is NaN, which no price filter matches.
-        prices=[math.nan if price is None else price for price in items.column("price").to_pylist()],
+        prices=[_price(price) for price in items.column("price").to_pylist()],
         images=texts["image"],
         vectors_ND=encoded.vectors,
     )

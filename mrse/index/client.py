@@ -25,7 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mrse.config import IndexConfig, ServicesConfig
-from mrse.errors import IndexFailed, ServiceError
+from mrse.errors import ConfigError, IndexFailed, ServiceError
+from mrse.index.filters import EVERYTHING, Filter, one_of
 from mrse.progress import say
 
 ALIAS = "mrse_live"
@@ -44,6 +45,8 @@ _BUSY_SECONDS = 10.0
 _UNKNOWN = (100, 1600)  # Milvus's codes for an unknown collection and an unknown alias
 _FATAL = (1, 100, 1100, 1600)  # codes of calls that fail again however often they are tried
 _TRIES = 4
+_CANDIDATES = ("ef", "search_list")
+_SERVER_ONLY = ("DISKANN",)  # index types
 
 T = TypeVar("T")
 
@@ -157,6 +160,15 @@ def is_lite(uri: str) -> bool:
     return "://" not in uri
 
 
+def check_index_type(services: ServicesConfig, index_type: str) -> None:
+    """Raise ConfigError when Milvus Lite is asked for an index that only a server has."""
+    if index_type in _SERVER_ONLY and is_lite(services.milvus_uri):
+        raise ConfigError(
+            f"build_index.type: Milvus Lite has no {index_type}; take another type, or set services.milvus_uri "
+            "(MRSE_MILVUS_URI) to a Milvus server"
+        )
+
+
 class Store:
     """What MRSE asks of Milvus. Made by `opened`."""
 
@@ -197,6 +209,8 @@ class Store:
         schema.add_field("vector", DataType.FLOAT_VECTOR, dim=stamp.dim)
         index = self._client.prepare_index_params()
         index.add_index("vector", index_type=config.type, metric_type=METRIC, params=config.build)
+        for field, index_type in self._scalar_indexes().items():
+            index.add_index(field, index_type=index_type)
         self._call(
             "create_collection", collection, schema=schema, index_params=index, properties={STAMP: stamp.to_json()}
         )
@@ -243,7 +257,8 @@ class Store:
         """Stored fields by item id; ids that are not there are left out."""
         if not item_ids:
             return {}
-        rows = self._call("get", collection, ids=list(item_ids), output_fields=["item_id", *fields])
+        # Not `get`: pymilvus does not escape the ids.
+        rows = self._call("query", collection, filter=one_of(item_ids), output_fields=["item_id", *fields])
         return {str(row["item_id"]): dict(row) for row in rows}
 
     def search(
@@ -253,23 +268,24 @@ class Store:
         k: int,
         search_params: dict[str, int],
         fields: Sequence[str] = (),
+        among: Filter = EVERYTHING,
     ) -> list[list[Found]]:
         """The nearest items of each query vector: score descending, then item id ascending.
 
         Args:
             collection: a collection's name or an alias.
             vectors_QD: (queries, dim), length 1.
-            k: how many items each; an HNSW list (`ef`) shorter than k is widened to k.
+            k: how many items each; a candidate list (`ef`, `search_list`) shorter than k is widened to k.
             search_params: of the index type.
             fields: stored fields to bring along.
+            among: which items may be found.
         """
-        params = dict(search_params)
-        if "ef" in params:
-            params["ef"] = max(params["ef"], k)
+        params = {name: max(value, k) if name in _CANDIDATES else value for name, value in search_params.items()}
         found = self._call(
             "search",
             collection,
             data=list(vectors_QD),
+            filter=among.expression(),
             limit=k,
             output_fields=["item_id", *fields],
             search_params={"metric_type": METRIC, "params": params},
@@ -300,6 +316,12 @@ class Store:
             raise ServiceError(f"Milvus at {self._uri}: alias {alias} is not where it was moved to ({collection})")
 
     # Calls
+
+    def _scalar_indexes(self) -> dict[str, str]:
+        """The index of each field that filters read: Milvus Lite has one kind, Milvus 2.3 one for each type."""
+        if is_lite(self._uri):
+            return {"category": "INVERTED", "price": "INVERTED"}
+        return {"category": "Trie", "price": "STL_SORT"}
 
     def _call(self, method: str, *arguments: Any, **options: Any) -> Any:
         options.setdefault("timeout", _CALL_SECONDS)  # without one, pymilvus tries for many minutes
