@@ -96,8 +96,8 @@ def patches() -> list:
 def open_shop(workspace: Path, items=ITEMS) -> None:
     """Write `data/clean` and `data/profiles`."""
     clean, profiles = workspace / "data/clean", workspace / "data/profiles"
-    columns = list(zip(*items, strict=True))
-    table = {name: pa.array(columns[i]) for i, name in enumerate(("item_id", "title"))}
+    columns = [[item[i] for item in items] for i in range(5)]
+    table = {name: pa.array(columns[i], pa.string()) for i, name in enumerate(("item_id", "title"))}
     table["category"] = pa.array(columns[2], pa.string())
     table["price"] = pa.array(columns[3], pa.float64())
     table["image"] = pa.array(columns[4], pa.string())

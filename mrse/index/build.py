@@ -2,8 +2,8 @@
 
 The new collection lies beside the live one, which is not touched. Its name follows from what is in it (model version,
 snapshot, content), so a run that was killed finds its own half-built collection under the same name, drops it and
-builds it again, and a run that finds it whole keeps it. `models/index/index.json` is written last: it is there or the
-stage is not done.
+builds it again, from the shards that it had embedded (`mrse.index.embed`), and a run that finds it whole keeps it.
+`models/index/index.json` is written last: it is there or the stage is not done.
 
 Cost: embedding, about 1,200 items/s on one busy core, is most of it; Milvus Lite takes some 15,000 rows/s.
 """
@@ -28,12 +28,13 @@ from mrse.data.contract import SnapshotMeta, read_items, read_meta
 from mrse.device import pick
 from mrse.errors import DataError, IndexFailed
 from mrse.index.client import PREFIX, TEXT_BYTES, Stamp, Store, check_index_type, opened
+from mrse.index.embed import embed
 from mrse.index.filters import UNKNOWN_PRICE
 from mrse.index.handed import check_judged
 from mrse.index.verify import ids_fingerprint, verify
 from mrse.jsonfile import read_handed, write_json
 from mrse.layout import CHALLENGER_JSON, CHALLENGER_PACKAGE, CLEAN, DECISION, INDEX_JSON, PROFILES, SERVING
-from mrse.model.arrays import EncodedCatalogue, History, HistoryBank
+from mrse.model.arrays import Catalogue, EncodedCatalogue, History, HistoryBank
 from mrse.model.retriever import Retriever, load_catalogue
 from mrse.progress import say, track
 
@@ -100,8 +101,11 @@ def build(params: Params, workspace: Path) -> dict[str, Any]:
     check_judged(decision, challenger)
     services = params.services.under(workspace)
     check_index_type(services, params.build_index.type)
-    retriever = _load(workspace, challenger).to(pick(params.build_index.device))
-    encoded = _embed(retriever, workspace, Path(services.cache_dir))
+    encoder, device = _load(workspace, challenger), pick(params.build_index.device)
+    retriever = encoder.to(device)
+    cache_dir = Path(services.cache_dir)
+    catalogue = _catalogue(retriever, workspace, cache_dir)
+    encoded = embed(retriever, catalogue, device, params.build_index.shard_items, cache_dir)
     content = _content(workspace, encoded)
     check(content, retriever.dim)
     stamp = _stamp(challenger, read_meta(workspace / CLEAN), content, params.build_index)
@@ -138,7 +142,7 @@ def ensure(
 
     A verified collection of this name and content (an earlier run of the same inputs) is verified again and kept: it
     may be live. Anything else of this name is a leftover and is built anew. A collection that fails is dropped unless
-    it is live.
+    an alias names it; with `verify.keep_failed` it is marked and kept, until a clean-up finds it a day old.
 
     Returns:
         The stamp as stored, and the figures of the verification.
@@ -155,7 +159,7 @@ def ensure(
         report = verify(store, name, built, content.item_ids, content.vectors_ND, queries_QD, config.verify)
     except IndexFailed:
         if not store.aliases(name):
-            store.drop(name)
+            _put_away(store, name, built, config.verify.keep_failed)
         raise
     verified = built.with_(state="verified")
     if kept is None:
@@ -167,12 +171,10 @@ def check(content: Content, dim: int) -> None:
     """Refuse rows that would make a broken index, before anything is written.
 
     Raises:
-        IndexFailed: no items, a wrong shape, ids that repeat or are too long, vectors that are not finite or not of
+        IndexFailed: a wrong shape, ids that repeat or are too long, vectors that are not finite or not of
             length 1.
     """
     count = len(content.item_ids)
-    if count == 0:
-        raise IndexFailed("there are no items to index; data/clean/items.parquet is empty")
     if content.vectors_ND.shape != (count, dim):
         raise IndexFailed(f"{count} items of {dim} dimensions gave vectors of shape {content.vectors_ND.shape}")
     repeated = count - len(set(content.item_ids))
@@ -233,6 +235,15 @@ def _fill(store: Store, name: str, stamp: Stamp, content: Content, config: Index
     store.load(name)
 
 
+def _put_away(store: Store, name: str, stamp: Stamp, keep: bool) -> None:
+    """Drop a collection that failed, or mark it."""
+    if keep:
+        store.write_stamp(name, stamp.with_(state="failed"))
+        say(f"collection {name} failed and is kept to be looked at")
+    else:
+        store.drop(name)
+
+
 def _same_content(found: Stamp, wanted: Stamp) -> bool:
     return found.with_(created=wanted.created).same_build(wanted)
 
@@ -256,12 +267,9 @@ def _load(workspace: Path, challenger: dict[str, Any]) -> Retriever:
     return retriever
 
 
-def _embed(retriever: Retriever, workspace: Path, cache_dir: Path) -> EncodedCatalogue:
+def _catalogue(retriever: Retriever, workspace: Path, cache_dir: Path) -> Catalogue:
     clean = workspace / CLEAN
-    asof = read_meta(clean).end
-    catalogue = load_catalogue(retriever, clean, workspace / PROFILES, workspace, cache_dir, asof)
-    say(f"embedding {len(catalogue.item_ids)} items")
-    return retriever.encode_catalogue(catalogue)
+    return load_catalogue(retriever, clean, workspace / PROFILES, workspace, cache_dir, read_meta(clean).end)
 
 
 def _content(workspace: Path, encoded: EncodedCatalogue) -> Content:

@@ -10,6 +10,7 @@ a description can be written only once, and Milvus Lite forgets it.
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
@@ -43,8 +44,12 @@ _LOAD_SECONDS = 600.0
 _CONNECT_SECONDS = 5.0
 _BUSY_SECONDS = 10.0
 _UNKNOWN = (100, 1600)  # Milvus's codes for an unknown collection and an unknown alias
-_FATAL = (1, 100, 1100, 1600)  # codes of calls that fail again however often they are tried
+_FATAL = (100, 1100, 1600)  # codes of calls that fail again however often they are tried
+_LITE_FATAL = (1,)  # on a server: not ready yet
 _TRIES = 4
+_THROTTLED = (4, 8, 9)  # codes of a server that asks for fewer writes, or is out of memory or disk
+_THROTTLED_TRIES = 12
+_LONGEST_PAUSE = 10.0
 _CANDIDATES = ("ef", "search_list")
 _SERVER_ONLY = ("DISKANN",)  # index types
 
@@ -64,7 +69,7 @@ class Stamp:
             and shown fields.
         dim, index_type, search_params: how to search it, exactly as it was verified.
         created: ISO, UTC.
-        state: `building` until verification has passed.
+        state: `building` until verification has passed, `failed` where it has not and the collection was kept.
         previous, since: once it has gone live, the collection that it replaced and the moment.
     """
 
@@ -83,7 +88,7 @@ class Stamp:
     index_type: str
     search_params: dict[str, int]
     created: str
-    state: Literal["building", "verified"] = "building"
+    state: Literal["building", "verified", "failed"] = "building"
     previous: str | None = None
     since: str | None = None
 
@@ -224,13 +229,21 @@ class Store:
     # Rows
 
     def insert(self, collection: str, rows: list[dict[str, Any]]) -> None:
-        """Write rows, again after a passing failure; a second try replaces what the first one wrote."""
+        """Write rows, again after a passing failure; a second try replaces what the first one wrote.
+
+        Each batch waits for the server's answer, so it is never sent faster than it is taken; a server that asks for
+        fewer writes is given up to a minute and a half.
+        """
         self._patiently(lambda last: self._call("insert" if last == 0 else "upsert", collection, rows))
 
     def load(self, collection: str) -> None:
         """Seal what was written, wait for the index and make the collection searchable."""
         self._patiently(lambda _: self._call("flush", collection, timeout=_LOAD_SECONDS))
         self._patiently(lambda _: self._call("load_collection", collection, timeout=_LOAD_SECONDS))
+
+    def loaded(self, collection: str) -> bool:
+        """Whether the whole collection can be searched now."""
+        return str(self._call("get_load_state", collection)["state"]) == "Loaded"
 
     def count(self, collection: str) -> int:
         """The number of rows, as of now."""
@@ -346,15 +359,21 @@ class Store:
             raise ServiceError(f"Milvus at {self._uri}: {method}: {reason}") from error
 
     def _patiently(self, attempt: Callable[[int], Any]) -> None:
-        for number in range(_TRIES):
+        for number in itertools.count():
             try:
                 attempt(number)
                 return
             except ServiceError as error:
-                if number == _TRIES - 1 or _code(error.__cause__) in _FATAL:
+                if number + 1 >= self._tries(_code(error.__cause__)):
                     raise
                 say(f"{error}; trying again")
-                time.sleep(2.0**number / 2)
+                time.sleep(min(2.0**number / 2, _LONGEST_PAUSE))
+
+    def _tries(self, code: int | None) -> int:
+        """How often a call is made that fails with this code."""
+        if code in _FATAL or (code in _LITE_FATAL and is_lite(self._uri)):
+            return 1
+        return _THROTTLED_TRIES if code in _THROTTLED else _TRIES
 
 
 def _connect_lite(folder: Path, busy_seconds: float) -> Any:

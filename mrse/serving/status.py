@@ -109,6 +109,8 @@ def _fate(stamp: Stamp | None) -> str:
         return "without a stamp"
     if stamp.state == "building":
         return f"not verified: being built, or left by a killed run ({stamp.created})"
+    if stamp.state == "failed":
+        return f"failed its verification, kept to be looked at ({stamp.created})"
     return f"kept to roll back to (was live {stamp.since})" if stamp.since else "verified, never live"
 
 
