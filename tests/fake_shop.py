@@ -13,6 +13,7 @@ import json
 import os
 import signal
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from pathlib import Path
 from unittest import mock
 
@@ -72,8 +73,13 @@ class FakeRetriever:
         return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
     def _word(self, word: str) -> np.ndarray:
-        digest = hashlib.sha256(f"{self.seed} {word}".encode()).digest()
-        return np.random.default_rng(int.from_bytes(digest[:8], "big")).normal(size=DIM)
+        return _direction(self.seed, word)
+
+
+@lru_cache(maxsize=100_000)
+def _direction(seed: int, word: str) -> np.ndarray:
+    digest = hashlib.sha256(f"{seed} {word}".encode()).digest()
+    return np.random.default_rng(int.from_bytes(digest[:8], "big")).normal(size=DIM)
 
 
 def fake_catalogue(retriever, clean, profiles, workspace, cache_dir, asof=None) -> Catalogue:

@@ -150,7 +150,7 @@ def ensure(
     found = store.stamp(name) if store.has(name) else None
     kept = found if found is not None and found.state == "verified" and _same_content(found, stamp) else None
     if kept is None:
-        _fill(store, name, stamp, content, config)
+        fill(store, name, stamp, content, config)
     else:
         say(f"collection {name} is there already; verifying it again")
         store.load(name)
@@ -165,6 +165,18 @@ def ensure(
     if kept is None:
         store.write_stamp(name, verified)
     return verified, report
+
+
+def fill(store: Store, name: str, stamp: Stamp, content: Content, config: IndexConfig) -> None:
+    """Write a collection anew, with its index, and make it searchable; a leftover of its name is dropped."""
+    if store.has(name):
+        say(f"dropping the leftover {name}")
+        store.drop(name)
+    store.create(name, config, stamp)
+    starts = range(0, len(content.item_ids), config.batch_size)
+    for start in track(starts, f"filling {name}", unit="batch"):
+        store.insert(name, content.rows(start, start + config.batch_size))
+    store.load(name)
 
 
 def check(content: Content, dim: int) -> None:
@@ -222,17 +234,6 @@ def cut(text: str | None, size: int) -> str:
 def _price(price: float | None) -> float:
     """The price as it is stored: what is no price of a sale counts as unknown."""
     return price if price is not None and math.isfinite(price) and price >= 0 else UNKNOWN_PRICE
-
-
-def _fill(store: Store, name: str, stamp: Stamp, content: Content, config: IndexConfig) -> None:
-    if store.has(name):
-        say(f"dropping the leftover {name}")
-        store.drop(name)
-    store.create(name, config, stamp)
-    starts = range(0, len(content.item_ids), config.batch_size)
-    for start in track(starts, f"filling {name}", unit="batch"):
-        store.insert(name, content.rows(start, start + config.batch_size))
-    store.load(name)
 
 
 def _put_away(store: Store, name: str, stamp: Stamp, keep: bool) -> None:
