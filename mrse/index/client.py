@@ -239,6 +239,7 @@ class Store:
     def load(self, collection: str) -> None:
         """Seal what was written, wait for the index and make the collection searchable."""
         self._patiently(lambda _: self._call("flush", collection, timeout=_LOAD_SECONDS))
+        self._await_index(collection)
         self._patiently(lambda _: self._call("load_collection", collection, timeout=_LOAD_SECONDS))
 
     def loaded(self, collection: str) -> bool:
@@ -348,6 +349,16 @@ class Store:
                 return None
             raise
 
+    def _await_index(self, collection: str) -> None:
+        """A server builds the index in the background, and until then searches what it has by brute force."""
+        if is_lite(self._uri):
+            return
+        give_up = time.monotonic() + _LOAD_SECONDS
+        while self._call("describe_index", collection, "vector")["pending_index_rows"]:
+            if time.monotonic() >= give_up:
+                raise ServiceError(f"Milvus at {self._uri}: the index of {collection} is not built after 10 minutes")
+            time.sleep(0.2)
+
     def _translated(self, method: str, call: Callable[[], T]) -> T:
         from grpc import RpcError
         from pymilvus.exceptions import MilvusException
@@ -355,7 +366,7 @@ class Store:
         try:
             return call()
         except (MilvusException, RpcError) as error:
-            reason = getattr(error, "message", "") or str(error)
+            reason = (getattr(error, "message", "") or str(error)).strip().partition("\n")[0]  # the rest is Go's stack
             raise ServiceError(f"Milvus at {self._uri}: {method}: {reason}") from error
 
     def _patiently(self, attempt: Callable[[int], Any]) -> None:

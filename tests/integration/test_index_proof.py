@@ -1,13 +1,15 @@
 """Readers beside swaps, and stages killed at random moments. Small with every test, long with `make test-slow`.
 
 `MRSE_TEST_MILVUS_URI=http://host:19530 pytest -m slow -s tests/integration/test_index_proof.py` asks a server; what
-was measured is printed. `MRSE_PROOF_SWAPS` and `MRSE_PROOF_KILLS` make the long versions shorter.
+was measured is printed. `MRSE_PROOF_SWAPS` and `MRSE_PROOF_KILLS` make the long versions shorter. `MRSE_TEST_RESTART`
+is a command that kills the server and starts it again.
 """
 
 import multiprocessing
 import os
 import random
 import signal
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -15,9 +17,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mrse.errors import ServiceError
 from mrse.index import swap as stage
 from mrse.index.build import build
-from mrse.index.client import opened
+from mrse.index.client import Store, opened
 from mrse.serving.recall import Reader
 from tests import fake_shop
 
@@ -222,3 +225,41 @@ def _assert_nothing_left(services, version):
     assert Path(services.state_dir, "swap.lease").read_text() == "{}"
     assert len(list(Path(services.cache_dir, "embedded").iterdir())) == 1
     assert not list(Path(services.cache_dir).rglob("*.partial"))
+
+
+RESTART = os.environ.get("MRSE_TEST_RESTART")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(RESTART is None, reason="MRSE_TEST_RESTART names no command")
+@pytest.mark.parametrize(("command", "call"), [("build", "insert"), ("swap", "point"), ("swap", "write_stamp")])
+def test_a_server_that_is_killed_on_the_way_costs_a_run_at_most(shop, services, command, call, monkeypatch):
+    params = fake_shop.params_for(services)
+    fake_shop.train_challenger(shop, services, seed=1)
+    build(params, shop)
+    first = stage.swap(params, shop)["version"]
+    second = fake_shop.train_challenger(shop, services, seed=2)
+    if command == "swap":
+        build(params, shop)
+    restarts = []
+    original = getattr(Store, call)
+
+    def restart(store, *arguments):
+        if not restarts:
+            restarts.append(subprocess.Popen(RESTART, shell=True))
+            time.sleep(1)
+        return original(store, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, call, restart)
+        try:
+            (build if command == "build" else stage.swap)(params, shop)
+            outcome = "it went on"
+        except ServiceError as error:
+            outcome = f"one error: {error}"
+    assert restarts[0].wait(300) == 0
+    _assert_whole(services, {first, second})
+    build(params, shop)
+    assert stage.swap(params, shop)["version"] == second
+    _assert_whole(services, {second})
+    print(f"\nserver killed in {command} at {call}: {outcome}; the next run converged")

@@ -145,7 +145,7 @@ def test_status_is_true_in_every_state(mrse, go_live, shop, services):  # noqa: 
     with opened(services) as store:
         built = next(iter(store.collections()))
     out = mrse("status")[1]
-    assert "nothing is live yet" in out and f"{built}, verified, never live" in out
+    assert "nothing is live" in out and f"{built}, verified, never live" in out
 
     live = go_live()
     out = mrse("status")[1]
@@ -169,8 +169,24 @@ def test_status_is_true_in_every_state(mrse, go_live, shop, services):  # noqa: 
     assert "mrse_v9_half, not verified" in out
 
 
+def test_a_live_collection_that_was_dropped_is_told_and_mended(mrse, go_live, shop, services):  # noqa: F811
+    first = go_live()
+    fake_shop.train_challenger(shop, services, seed=2)
+    second = go_live()
+    with opened(services) as store:
+        store.point(None)
+        store.drop(second["collection"])
+    out = mrse("status")[1]
+    assert f"nothing is live, but MLflow's champion is version {second['version']}" in out
+    assert f"{first['collection']}, kept to roll back to" in out
+    code, _, err = mrse("search", "red")
+    assert code == 1 and "nothing is live yet" in err
+    assert f"model version {first['version']}" in mrse("rollback", "--to", first["version"])[1]
+    assert go_live()["collection"] == second["collection"], "the next run builds it again"
+
+
 def test_status_before_anything_makes_nothing(mrse, shop, services):  # noqa: F811
-    assert "nothing is live yet" in mrse("status")[1]
+    assert "nothing is live" in mrse("status")[1]
     assert not (shop / "milvus.db").exists()
 
 
