@@ -66,7 +66,11 @@ def options(
 @app.command()
 def search(
     query: Annotated[list[str] | None, typer.Argument(help="What to look for; several are answered in turn.")] = None,
-    user: Annotated[str | None, typer.Option(help="The shopper who asks.")] = None,
+    user: Annotated[str | None, typer.Option(help="The shopper who asks; without a QUERY: what suits them.")] = None,
+    like: Annotated[str | None, typer.Option(help="Instead of a QUERY, an item id: other items like it.")] = None,
+    category: Annotated[str | None, typer.Option(help="Only this category and those below it: 'A > B'.")] = None,
+    min_price: Annotated[float | None, typer.Option(help="Only items that cost at least this.")] = None,
+    max_price: Annotated[float | None, typer.Option(help="Only items that cost at most this.")] = None,
     top: Annotated[int, typer.Option(min=1, max=_MAX_TOP, help="How many items.")] = 10,
     queries: Annotated[Path | None, typer.Option(help="Many queries: id<TAB>text[<TAB>user] per line.")] = None,
     run: Annotated[Path | None, typer.Option(help="With --queries: where to write, in TREC run format.")] = None,
@@ -74,35 +78,30 @@ def search(
     html: Annotated[Path | None, typer.Option(help="Also write a page with the pictures.")] = None,
 ) -> None:
     """Search the live index."""
-    asked = [bool(query), queries is not None, examples]
-    if sum(asked) != 1:
-        raise DataError("give a QUERY, or --queries FILE --run OUT, or --examples")
-    if (queries is None) != (run is None):
-        raise DataError("--queries and --run go together")
-    if queries is not None and (user is not None or html is not None):
-        raise DataError("--user and --html do not go with --queries; the file may name a user per line")
-    if query and not all(text.strip() for text in query):
-        raise DataError("the query is empty")
+    _check_search(query, like, user, queries, run, examples, html)
     params, workspace = _load()
 
+    from mrse.index.filters import Filter
     from mrse.serving.recall import reading
 
+    among = Filter(category, min_price, max_price)
     with reading(params.services) as reader:
         if queries is not None and run is not None:
             from mrse.serving.batch import write_run
 
-            count = write_run(reader, queries, top, run)
+            count = write_run(reader, queries, top, run, among)
             print(f"{count} queries answered into {run}")
             return
         from mrse.serving.examples import Question, choose
 
-        if examples:
-            questions = choose(reader, workspace / PROFILES / "queries.parquet")
+        if like is not None:
+            questions, answers = [Question(f"like {like}")], reader.similar([like], top, among)
         else:
-            questions = [Question(text, user) for text in query or []]
             if user is not None and reader.pair.shoppers.history(user) is None:
                 print(f"mrse: shopper {user!r} has no history; searching as for a new one", file=sys.stderr)
-        answers = reader.search([q.text for q in questions], [q.user for q in questions], top)
+            asked = [Question(text, user) for text in query or [""]]
+            questions = choose(reader, workspace / PROFILES / "queries.parquet") if examples else asked
+            answers = reader.search([q.text for q in questions], [q.user for q in questions], top, among)
         for question, hits in zip(questions, answers, strict=True):
             _print_answer(question, hits[:5] if examples else hits, heading=len(questions) > 1)
         if html is not None:
@@ -110,6 +109,29 @@ def search(
 
             write_page(reader, questions, answers, workspace, html)
             print(f"The pictures are in {html}")
+
+
+def _check_search(
+    query: list[str] | None,
+    like: str | None,
+    user: str | None,
+    queries: Path | None,
+    run: Path | None,
+    examples: bool,
+    html: Path | None,
+) -> None:
+    """Refuse combinations of options that make no sense."""
+    ways = sum([bool(query), like is not None, queries is not None, examples])
+    if ways > 1 or (ways == 0 and user is None):
+        raise DataError("give a QUERY, or --user alone, or --like ITEM, or --queries FILE --run OUT, or --examples")
+    if (queries is None) != (run is None):
+        raise DataError("--queries and --run go together")
+    if queries is not None and (user is not None or html is not None):
+        raise DataError("--user and --html do not go with --queries; the file may name a user per line")
+    if like is not None and user is not None:
+        raise DataError("--user does not go with --like: items alike are the same for everybody")
+    if query and not all(text.strip() for text in query):
+        raise DataError("the query is empty")
 
 
 @app.command()

@@ -416,6 +416,10 @@ class VerifyConfig(Section):
     min_recall_p5: Share = 0.7
     # Stored vectors that are read back and compared with what was embedded.
     sample: Positive = 200
+    # How slow the slowest of a hundred single queries may be; null: it is reported only.
+    max_p99_ms: Annotated[float, Field(gt=0.0)] | None = None
+    # Whether a collection that fails stays, for a day, to be looked at; else it is dropped.
+    keep_failed: bool = False
 
 
 # Per index type: the parameters it takes when built and when searched, with their defaults.
@@ -423,6 +427,7 @@ INDEX_PARAMETERS: dict[str, dict[str, dict[str, int]]] = {
     "HNSW": {"build": {"M": 16, "efConstruction": 200}, "search": {"ef": 128}},
     "IVF_FLAT": {"build": {"nlist": 128}, "search": {"nprobe": 16}},
     "FLAT": {"build": {}, "search": {}},
+    "DISKANN": {"build": {}, "search": {"search_list": 128}},  # a server with disk indexes enabled
     "AUTOINDEX": {"build": {}, "search": {}},
 }
 
@@ -430,10 +435,12 @@ INDEX_PARAMETERS: dict[str, dict[str, dict[str, int]]] = {
 class IndexConfig(Section):
     """Type and parameters of the Milvus index (`build_index`); where they are not given, the type's defaults."""
 
-    type: Literal["HNSW", "IVF_FLAT", "FLAT", "AUTOINDEX"] = "HNSW"
+    type: Literal["HNSW", "IVF_FLAT", "FLAT", "DISKANN", "AUTOINDEX"] = "HNSW"
     build: dict[str, Positive] = INDEX_PARAMETERS["HNSW"]["build"]
     search: dict[str, Positive] = INDEX_PARAMETERS["HNSW"]["search"]
-    batch_size: Positive = 2000
+    batch_size: Positive = 2000  # rows of one insert
+    # Items that are embedded, and kept in services.cache_dir, together: what a killed build does not do again.
+    shard_items: Positive = 4096
     device: Device = "auto"  # for embedding
     verify: VerifyConfig = VerifyConfig()
 

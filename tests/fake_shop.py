@@ -13,6 +13,7 @@ import json
 import os
 import signal
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from pathlib import Path
 from unittest import mock
 
@@ -72,8 +73,13 @@ class FakeRetriever:
         return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
     def _word(self, word: str) -> np.ndarray:
-        digest = hashlib.sha256(f"{self.seed} {word}".encode()).digest()
-        return np.random.default_rng(int.from_bytes(digest[:8], "big")).normal(size=DIM)
+        return _direction(self.seed, word)
+
+
+@lru_cache(maxsize=100_000)
+def _direction(seed: int, word: str) -> np.ndarray:
+    digest = hashlib.sha256(f"{seed} {word}".encode()).digest()
+    return np.random.default_rng(int.from_bytes(digest[:8], "big")).normal(size=DIM)
 
 
 def fake_catalogue(retriever, clean, profiles, workspace, cache_dir, asof=None) -> Catalogue:
@@ -96,8 +102,8 @@ def patches() -> list:
 def open_shop(workspace: Path, items=ITEMS) -> None:
     """Write `data/clean` and `data/profiles`."""
     clean, profiles = workspace / "data/clean", workspace / "data/profiles"
-    columns = list(zip(*items, strict=True))
-    table = {name: pa.array(columns[i]) for i, name in enumerate(("item_id", "title"))}
+    columns = [[item[i] for item in items] for i in range(5)]
+    table = {name: pa.array(columns[i], pa.string()) for i, name in enumerate(("item_id", "title"))}
     table["category"] = pa.array(columns[2], pa.string())
     table["price"] = pa.array(columns[3], pa.float64())
     table["image"] = pa.array(columns[4], pa.string())

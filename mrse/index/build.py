@@ -2,8 +2,8 @@
 
 The new collection lies beside the live one, which is not touched. Its name follows from what is in it (model version,
 snapshot, content), so a run that was killed finds its own half-built collection under the same name, drops it and
-builds it again, and a run that finds it whole keeps it. `models/index/index.json` is written last: it is there or the
-stage is not done.
+builds it again, from the shards that it had embedded (`mrse.index.embed`), and a run that finds it whole keeps it.
+`models/index/index.json` is written last: it is there or the stage is not done.
 
 Cost: embedding, about 1,200 items/s on one busy core, is most of it; Milvus Lite takes some 15,000 rows/s.
 """
@@ -27,12 +27,14 @@ from mrse.config import IndexConfig, Params
 from mrse.data.contract import SnapshotMeta, read_items, read_meta
 from mrse.device import pick
 from mrse.errors import DataError, IndexFailed
-from mrse.index.client import PREFIX, TEXT_BYTES, Stamp, Store, opened
+from mrse.index.client import PREFIX, TEXT_BYTES, Stamp, Store, check_index_type, opened
+from mrse.index.embed import embed
+from mrse.index.filters import UNKNOWN_PRICE
 from mrse.index.handed import check_judged
 from mrse.index.verify import ids_fingerprint, verify
 from mrse.jsonfile import read_handed, write_json
 from mrse.layout import CHALLENGER_JSON, CHALLENGER_PACKAGE, CLEAN, DECISION, INDEX_JSON, PROFILES, SERVING
-from mrse.model.arrays import EncodedCatalogue, History, HistoryBank
+from mrse.model.arrays import Catalogue, EncodedCatalogue, History, HistoryBank
 from mrse.model.retriever import Retriever, load_catalogue
 from mrse.progress import say, track
 
@@ -87,6 +89,7 @@ def build(params: Params, workspace: Path) -> dict[str, Any]:
         The content of `models/index/index.json`.
 
     Raises:
+        ConfigError: Milvus Lite has no index of this type.
         IndexFailed: the challenger is not the one that was promoted, vectors are unusable, or the collection is not
             what was asked for; what was built is dropped.
         ServiceError: Milvus cannot be reached.
@@ -97,8 +100,12 @@ def build(params: Params, workspace: Path) -> dict[str, Any]:
     challenger = read_handed(workspace / CHALLENGER_JSON, "train")
     check_judged(decision, challenger)
     services = params.services.under(workspace)
-    retriever = _load(workspace, challenger).to(pick(params.build_index.device))
-    encoded = _embed(retriever, workspace, Path(services.cache_dir))
+    check_index_type(services, params.build_index.type)
+    encoder, device = _load(workspace, challenger), pick(params.build_index.device)
+    retriever = encoder.to(device)
+    cache_dir = Path(services.cache_dir)
+    catalogue = _catalogue(retriever, workspace, cache_dir)
+    encoded = embed(retriever, catalogue, device, params.build_index.shard_items, cache_dir)
     content = _content(workspace, encoded)
     check(content, retriever.dim)
     stamp = _stamp(challenger, read_meta(workspace / CLEAN), content, params.build_index)
@@ -135,7 +142,7 @@ def ensure(
 
     A verified collection of this name and content (an earlier run of the same inputs) is verified again and kept: it
     may be live. Anything else of this name is a leftover and is built anew. A collection that fails is dropped unless
-    it is live.
+    an alias names it; with `verify.keep_failed` it is marked and kept, until a clean-up finds it a day old.
 
     Returns:
         The stamp as stored, and the figures of the verification.
@@ -143,7 +150,7 @@ def ensure(
     found = store.stamp(name) if store.has(name) else None
     kept = found if found is not None and found.state == "verified" and _same_content(found, stamp) else None
     if kept is None:
-        _fill(store, name, stamp, content, config)
+        fill(store, name, stamp, content, config)
     else:
         say(f"collection {name} is there already; verifying it again")
         store.load(name)
@@ -152,7 +159,7 @@ def ensure(
         report = verify(store, name, built, content.item_ids, content.vectors_ND, queries_QD, config.verify)
     except IndexFailed:
         if not store.aliases(name):
-            store.drop(name)
+            _put_away(store, name, built, config.verify.keep_failed)
         raise
     verified = built.with_(state="verified")
     if kept is None:
@@ -160,16 +167,26 @@ def ensure(
     return verified, report
 
 
+def fill(store: Store, name: str, stamp: Stamp, content: Content, config: IndexConfig) -> None:
+    """Write a collection anew, with its index, and make it searchable; a leftover of its name is dropped."""
+    if store.has(name):
+        say(f"dropping the leftover {name}")
+        store.drop(name)
+    store.create(name, config, stamp)
+    starts = range(0, len(content.item_ids), config.batch_size)
+    for start in track(starts, f"filling {name}", unit="batch"):
+        store.insert(name, content.rows(start, start + config.batch_size))
+    store.load(name)
+
+
 def check(content: Content, dim: int) -> None:
     """Refuse rows that would make a broken index, before anything is written.
 
     Raises:
-        IndexFailed: no items, a wrong shape, ids that repeat or are too long, vectors that are not finite or not of
+        IndexFailed: a wrong shape, ids that repeat or are too long, vectors that are not finite or not of
             length 1.
     """
     count = len(content.item_ids)
-    if count == 0:
-        raise IndexFailed("there are no items to index; data/clean/items.parquet is empty")
     if content.vectors_ND.shape != (count, dim):
         raise IndexFailed(f"{count} items of {dim} dimensions gave vectors of shape {content.vectors_ND.shape}")
     repeated = count - len(set(content.item_ids))
@@ -214,15 +231,18 @@ def cut(text: str | None, size: int) -> str:
     return raw[:size].decode(errors="ignore") if len(raw) > size else text or ""
 
 
-def _fill(store: Store, name: str, stamp: Stamp, content: Content, config: IndexConfig) -> None:
-    if store.has(name):
-        say(f"dropping the leftover {name}")
+def _price(price: float | None) -> float:
+    """The price as it is stored: what is no price of a sale counts as unknown."""
+    return price if price is not None and math.isfinite(price) and price >= 0 else UNKNOWN_PRICE
+
+
+def _put_away(store: Store, name: str, stamp: Stamp, keep: bool) -> None:
+    """Drop a collection that failed, or mark it."""
+    if keep:
+        store.write_stamp(name, stamp.with_(state="failed"))
+        say(f"collection {name} failed and is kept to be looked at")
+    else:
         store.drop(name)
-    store.create(name, config, stamp)
-    starts = range(0, len(content.item_ids), config.batch_size)
-    for start in track(starts, f"filling {name}", unit="batch"):
-        store.insert(name, content.rows(start, start + config.batch_size))
-    store.load(name)
 
 
 def _same_content(found: Stamp, wanted: Stamp) -> bool:
@@ -248,12 +268,9 @@ def _load(workspace: Path, challenger: dict[str, Any]) -> Retriever:
     return retriever
 
 
-def _embed(retriever: Retriever, workspace: Path, cache_dir: Path) -> EncodedCatalogue:
+def _catalogue(retriever: Retriever, workspace: Path, cache_dir: Path) -> Catalogue:
     clean = workspace / CLEAN
-    asof = read_meta(clean).end
-    catalogue = load_catalogue(retriever, clean, workspace / PROFILES, workspace, cache_dir, asof)
-    say(f"embedding {len(catalogue.item_ids)} items")
-    return retriever.encode_catalogue(catalogue)
+    return load_catalogue(retriever, clean, workspace / PROFILES, workspace, cache_dir, read_meta(clean).end)
 
 
 def _content(workspace: Path, encoded: EncodedCatalogue) -> Content:
@@ -265,8 +282,7 @@ def _content(workspace: Path, encoded: EncodedCatalogue) -> Content:
         item_ids=encoded.item_ids,
         titles=texts["title"],
         categories=texts["category"],
-        # Milvus 2.3 knows no nulls: an unknown price is NaN, which no price filter matches.
-        prices=[math.nan if price is None else price for price in items.column("price").to_pylist()],
+        prices=[_price(price) for price in items.column("price").to_pylist()],
         images=texts["image"],
         vectors_ND=encoded.vectors,
     )

@@ -10,6 +10,7 @@ a description can be written only once, and Milvus Lite forgets it.
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
@@ -25,7 +26,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mrse.config import IndexConfig, ServicesConfig
-from mrse.errors import IndexFailed, ServiceError
+from mrse.errors import ConfigError, IndexFailed, ServiceError
+from mrse.index.filters import EVERYTHING, Filter, one_of
 from mrse.progress import say
 
 ALIAS = "mrse_live"
@@ -42,8 +44,14 @@ _LOAD_SECONDS = 600.0
 _CONNECT_SECONDS = 5.0
 _BUSY_SECONDS = 10.0
 _UNKNOWN = (100, 1600)  # Milvus's codes for an unknown collection and an unknown alias
-_FATAL = (1, 100, 1100, 1600)  # codes of calls that fail again however often they are tried
+_FATAL = (100, 1100, 1600)  # codes of calls that fail again however often they are tried
+_LITE_FATAL = (1,)  # on a server: not ready yet
 _TRIES = 4
+_THROTTLED = (4, 8, 9)  # codes of a server that asks for fewer writes, or is out of memory or disk
+_THROTTLED_TRIES = 12
+_LONGEST_PAUSE = 10.0
+_CANDIDATES = ("ef", "search_list")
+_SERVER_ONLY = ("DISKANN",)  # index types
 
 T = TypeVar("T")
 
@@ -61,7 +69,7 @@ class Stamp:
             and shown fields.
         dim, index_type, search_params: how to search it, exactly as it was verified.
         created: ISO, UTC.
-        state: `building` until verification has passed.
+        state: `building` until verification has passed, `failed` where it has not and the collection was kept.
         previous, since: once it has gone live, the collection that it replaced and the moment.
     """
 
@@ -80,7 +88,7 @@ class Stamp:
     index_type: str
     search_params: dict[str, int]
     created: str
-    state: Literal["building", "verified"] = "building"
+    state: Literal["building", "verified", "failed"] = "building"
     previous: str | None = None
     since: str | None = None
 
@@ -157,6 +165,15 @@ def is_lite(uri: str) -> bool:
     return "://" not in uri
 
 
+def check_index_type(services: ServicesConfig, index_type: str) -> None:
+    """Raise ConfigError when Milvus Lite is asked for an index that only a server has."""
+    if index_type in _SERVER_ONLY and is_lite(services.milvus_uri):
+        raise ConfigError(
+            f"build_index.type: Milvus Lite has no {index_type}; take another type, or set services.milvus_uri "
+            "(MRSE_MILVUS_URI) to a Milvus server"
+        )
+
+
 class Store:
     """What MRSE asks of Milvus. Made by `opened`."""
 
@@ -197,6 +214,8 @@ class Store:
         schema.add_field("vector", DataType.FLOAT_VECTOR, dim=stamp.dim)
         index = self._client.prepare_index_params()
         index.add_index("vector", index_type=config.type, metric_type=METRIC, params=config.build)
+        for field, index_type in self._scalar_indexes().items():
+            index.add_index(field, index_type=index_type)
         self._call(
             "create_collection", collection, schema=schema, index_params=index, properties={STAMP: stamp.to_json()}
         )
@@ -210,13 +229,22 @@ class Store:
     # Rows
 
     def insert(self, collection: str, rows: list[dict[str, Any]]) -> None:
-        """Write rows, again after a passing failure; a second try replaces what the first one wrote."""
+        """Write rows, again after a passing failure; a second try replaces what the first one wrote.
+
+        Each batch waits for the server's answer, so it is never sent faster than it is taken; a server that asks for
+        fewer writes is given up to a minute and a half.
+        """
         self._patiently(lambda last: self._call("insert" if last == 0 else "upsert", collection, rows))
 
     def load(self, collection: str) -> None:
         """Seal what was written, wait for the index and make the collection searchable."""
         self._patiently(lambda _: self._call("flush", collection, timeout=_LOAD_SECONDS))
+        self._await_index(collection)
         self._patiently(lambda _: self._call("load_collection", collection, timeout=_LOAD_SECONDS))
+
+    def loaded(self, collection: str) -> bool:
+        """Whether the whole collection can be searched now."""
+        return str(self._call("get_load_state", collection)["state"]) == "Loaded"
 
     def count(self, collection: str) -> int:
         """The number of rows, as of now."""
@@ -243,7 +271,8 @@ class Store:
         """Stored fields by item id; ids that are not there are left out."""
         if not item_ids:
             return {}
-        rows = self._call("get", collection, ids=list(item_ids), output_fields=["item_id", *fields])
+        # Not `get`: pymilvus does not escape the ids.
+        rows = self._call("query", collection, filter=one_of(item_ids), output_fields=["item_id", *fields])
         return {str(row["item_id"]): dict(row) for row in rows}
 
     def search(
@@ -253,23 +282,24 @@ class Store:
         k: int,
         search_params: dict[str, int],
         fields: Sequence[str] = (),
+        among: Filter = EVERYTHING,
     ) -> list[list[Found]]:
         """The nearest items of each query vector: score descending, then item id ascending.
 
         Args:
             collection: a collection's name or an alias.
             vectors_QD: (queries, dim), length 1.
-            k: how many items each; an HNSW list (`ef`) shorter than k is widened to k.
+            k: how many items each; a candidate list (`ef`, `search_list`) shorter than k is widened to k.
             search_params: of the index type.
             fields: stored fields to bring along.
+            among: which items may be found.
         """
-        params = dict(search_params)
-        if "ef" in params:
-            params["ef"] = max(params["ef"], k)
+        params = {name: max(value, k) if name in _CANDIDATES else value for name, value in search_params.items()}
         found = self._call(
             "search",
             collection,
             data=list(vectors_QD),
+            filter=among.expression(),
             limit=k,
             output_fields=["item_id", *fields],
             search_params={"metric_type": METRIC, "params": params},
@@ -301,6 +331,12 @@ class Store:
 
     # Calls
 
+    def _scalar_indexes(self) -> dict[str, str]:
+        """The index of each field that filters read: Milvus Lite has one kind, Milvus 2.3 one for each type."""
+        if is_lite(self._uri):
+            return {"category": "INVERTED", "price": "INVERTED"}
+        return {"category": "Trie", "price": "STL_SORT"}
+
     def _call(self, method: str, *arguments: Any, **options: Any) -> Any:
         options.setdefault("timeout", _CALL_SECONDS)  # without one, pymilvus tries for many minutes
         return self._translated(method, lambda: getattr(self._client, method)(*arguments, **options))
@@ -313,6 +349,16 @@ class Store:
                 return None
             raise
 
+    def _await_index(self, collection: str) -> None:
+        """A server builds the index in the background, and until then searches what it has by brute force."""
+        if is_lite(self._uri):
+            return
+        give_up = time.monotonic() + _LOAD_SECONDS
+        while self._call("describe_index", collection, "vector")["pending_index_rows"]:
+            if time.monotonic() >= give_up:
+                raise ServiceError(f"Milvus at {self._uri}: the index of {collection} is not built after 10 minutes")
+            time.sleep(0.2)
+
     def _translated(self, method: str, call: Callable[[], T]) -> T:
         from grpc import RpcError
         from pymilvus.exceptions import MilvusException
@@ -320,19 +366,25 @@ class Store:
         try:
             return call()
         except (MilvusException, RpcError) as error:
-            reason = getattr(error, "message", "") or str(error)
+            reason = (getattr(error, "message", "") or str(error)).strip().partition("\n")[0]  # the rest is Go's stack
             raise ServiceError(f"Milvus at {self._uri}: {method}: {reason}") from error
 
     def _patiently(self, attempt: Callable[[int], Any]) -> None:
-        for number in range(_TRIES):
+        for number in itertools.count():
             try:
                 attempt(number)
                 return
             except ServiceError as error:
-                if number == _TRIES - 1 or _code(error.__cause__) in _FATAL:
+                if number + 1 >= self._tries(_code(error.__cause__)):
                     raise
                 say(f"{error}; trying again")
-                time.sleep(2.0**number / 2)
+                time.sleep(min(2.0**number / 2, _LONGEST_PAUSE))
+
+    def _tries(self, code: int | None) -> int:
+        """How often a call is made that fails with this code."""
+        if code in _FATAL or (code in _LITE_FATAL and is_lite(self._uri)):
+            return 1
+        return _THROTTLED_TRIES if code in _THROTTLED else _TRIES
 
 
 def _connect_lite(folder: Path, busy_seconds: float) -> Any:

@@ -163,7 +163,8 @@ def cleanup(store: Store, keep_last: int, keep: Iterable[str] = ()) -> list[str]
     """Drop old collections, and say which.
 
     Kept are the `keep_last` newest verified ones, the live one and the one it replaced, those in `keep`, any that
-    another alias names, unverified ones that may still be being built (younger than a day), and those without a stamp.
+    another alias names, unverified ones that may still be being built or looked at (younger than a day), and those
+    without a stamp.
     """
     live = store.target()
     stamps = {name: stamp for name, stamp in store.collections().items() if stamp is not None}
@@ -295,6 +296,6 @@ def _last_used(stamp: Stamp) -> str:
 
 
 def _in_the_making(stamp: Stamp) -> bool:
-    if stamp.state != "building":
+    if stamp.state == "verified":
         return False
     return datetime.now(UTC) - datetime.fromisoformat(stamp.created) < _ABANDONED

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from mrse.errors import DataError
 from mrse.index.client import Found
+from mrse.index.filters import EVERYTHING, Filter
 from mrse.progress import track
 from mrse.serving.recall import Reader
 
@@ -44,8 +45,8 @@ def read_queries(path: Path) -> Iterator[Query]:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
 
 
-def write_run(reader: Reader, queries: Path, k: int, out: Path) -> int:
-    """Answer every query of a file with its k nearest items; the number of queries.
+def write_run(reader: Reader, queries: Path, k: int, out: Path, among: Filter = EVERYTHING) -> int:
+    """Answer every query of a file with its k nearest items that `among` lets through; the number of queries.
 
     One model answers the whole file, the one that the reader has when this begins: scores of two do not compare.
 
@@ -58,7 +59,7 @@ def write_run(reader: Reader, queries: Path, k: int, out: Path) -> int:
     try:
         with partial.open("w", encoding="utf-8") as run:
             for batch in _batches(track(read_queries(queries), "searching", unit="query")):
-                answers = reader.rank([q.text for q in batch], [q.user for q in batch], k, pinned=True)
+                answers = reader.rank([q.text for q in batch], [q.user for q in batch], k, pinned=True, among=among)
                 for query, hits in zip(batch, answers, strict=True):
                     run.writelines(_lines(query, hits, tag))
                 count += len(batch)

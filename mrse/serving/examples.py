@@ -67,7 +67,7 @@ def _two_tastes(reader: Reader, frequent: list[str]) -> list[Question]:
     users = list(known)
     if vague is None or len(users) < 2:
         return []
-    vectors_UD = reader.encode([vague] * len(users), users)
+    vectors_UD = reader.pair.encode([vague] * len(users), users)
     similar_UU = vectors_UD @ vectors_UD.T
     first, second = np.unravel_index(int(np.argmin(similar_UU)), similar_UU.shape)
     return [Question(vague, user, tuple(known[user][:_RECENT])) for user in (users[first], users[second])]

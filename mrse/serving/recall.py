@@ -3,7 +3,9 @@
 A reader works with one (query encoder, collection) **pair**. Which encoder belongs to a collection stands in the
 collection's stamp; the package and the serving folder (item representations, shoppers' histories) come from MLflow and
 are kept in `services.cache_dir`, so a reader needs Milvus and MLflow, not the pipeline's files. The alias is looked at
-before every batch; when it has moved, the new pair is loaded whole before any query meets it.
+before every call; when it has moved, the new pair is loaded whole before any query meets it. A call that is under way
+stays with the pair that it began with; where that one was dropped meanwhile, it begins again with the live one. One
+reader may be used by many threads.
 
 Cost: opening takes about 5 s of CPU, most of it imports, and 2 s more when the package must be fetched. After that a
 query takes some milliseconds, most of them in Milvus; many queries at once cost less each, and ids alone less than all
@@ -13,13 +15,14 @@ fields (`Reader.rank`).
 from __future__ import annotations
 
 import hashlib
-import math
 import shutil
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -29,8 +32,9 @@ from numpy.typing import NDArray
 
 from mrse import tracking
 from mrse.config import ServicesConfig
-from mrse.errors import IndexFailed, ServiceError
+from mrse.errors import DataError, IndexFailed, MrseError, ServiceError
 from mrse.index.client import ALIAS, FIELDS, Found, Stamp, Store, exists, opened
+from mrse.index.filters import EVERYTHING, Filter
 from mrse.index.handed import serving_artifact
 from mrse.model.arrays import History, HistoryBank
 from mrse.model.retriever import Retriever, package_fingerprint
@@ -38,6 +42,8 @@ from mrse.model.retriever import Retriever, package_fingerprint
 # Equal scores at the cut are common (one product listed twice): fetching a few more makes the cut go by item id.
 _TIE_MARGIN = 10
 _SEARCH_BATCH = 512
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,11 @@ class Pair:
     retriever: Retriever
     bank: HistoryBank
     shoppers: Shoppers
+
+    def encode(self, queries: Sequence[str], users: Sequence[str | None] | None = None) -> NDArray[np.float32]:
+        """Query vectors (Q, D) of the pair's model; `users` as in `Reader.search`."""
+        histories = None if users is None else [self.shoppers.history(user) for user in users]
+        return self.retriever.encode_queries(queries, histories, self.bank)
 
 
 class Shoppers:
@@ -94,21 +105,29 @@ class Reader:
     def __init__(self, store: Store, services: ServicesConfig) -> None:
         self._store = store
         self._services = services
+        self._moving = threading.Lock()
         self.pair = self._load(self._target())
 
-    def search(self, queries: Sequence[str], users: Sequence[str | None] | None = None, k: int = 10) -> list[list[Hit]]:
+    def search(
+        self,
+        queries: Sequence[str],
+        users: Sequence[str | None] | None = None,
+        k: int = 10,
+        among: Filter = EVERYTHING,
+    ) -> list[list[Hit]]:
         """The k nearest items of each query: score descending, then item id ascending.
 
         Args:
-            queries: as shoppers typed them.
+            queries: as shoppers typed them; an empty one asks for what suits the shopper.
             users: one user id or None per query; an id that is not known counts as None.
-            k: how many items each; fewer come back from a smaller catalogue.
+            k: how many items each; fewer come back where fewer are let through.
+            among: which items may answer.
 
         Raises:
             ServiceError: nothing is live, or Milvus does not answer.
             IndexFailed: the live collection does not belong to the encoder that its stamp names.
         """
-        return [[_hit(found) for found in answer] for answer in self.rank(queries, users, k, FIELDS[1:])]
+        return [[_hit(found) for found in answer] for answer in self.rank(queries, users, k, FIELDS[1:], among=among)]
 
     def rank(
         self,
@@ -117,26 +136,47 @@ class Reader:
         k: int = 10,
         fields: Sequence[str] = (),
         pinned: bool = False,
+        among: Filter = EVERYTHING,
     ) -> list[list[Found]]:
         """As `search`, with ids, scores and the stored `fields` alone: fewer fields, more queries per second.
 
         `pinned`: stay with the present pair, whatever is live by now; its collection outlives the next swap, not many.
         """
-        if not pinned:
-            self.follow()
-        pair, answers = self.pair, []
-        for start in range(0, len(queries), _SEARCH_BATCH):
-            part = slice(start, start + _SEARCH_BATCH)
-            vectors_QD = self.encode(queries[part], None if users is None else users[part])
-            wanted = min(k + _TIE_MARGIN, pair.stamp.rows)
-            found = self._store.search(pair.collection, vectors_QD, wanted, pair.stamp.search_params, fields)
-            answers += [answer[:k] for answer in found]
-        return answers
 
-    def encode(self, queries: Sequence[str], users: Sequence[str | None] | None = None) -> NDArray[np.float32]:
-        """Query vectors (Q, D) of the pair's model."""
-        histories = None if users is None else [self.pair.shoppers.history(user) for user in users]
-        return self.pair.retriever.encode_queries(queries, histories, self.pair.bank)
+        def answer(pair: Pair) -> list[list[Found]]:
+            answers = []
+            for start in range(0, len(queries), _SEARCH_BATCH):
+                part = slice(start, start + _SEARCH_BATCH)
+                vectors_QD = pair.encode(queries[part], None if users is None else users[part])
+                answers += self._nearest(pair, vectors_QD, k, fields, among)
+            return answers
+
+        return answer(self.pair) if pinned else self._live(answer)
+
+    def similar(self, item_ids: Sequence[str], k: int = 10, among: Filter = EVERYTHING) -> list[list[Hit]]:
+        """The k nearest other items of each item: score descending, then item id ascending.
+
+        Raises:
+            DataError: an item is not in the live index.
+            ServiceError, IndexFailed: as `search`.
+        """
+
+        def answer(pair: Pair) -> list[list[Found]]:
+            stored = self._store.vectors(pair.collection, sorted(set(item_ids)))
+            missing = [item_id for item_id in item_ids if item_id not in stored]
+            if missing:
+                raise DataError(f"item {missing[0]!r} is not in the live index {pair.collection}")
+            answers: list[list[Found]] = []
+            for start in range(0, len(item_ids), _SEARCH_BATCH):
+                part = item_ids[start : start + _SEARCH_BATCH]
+                vectors_QD = np.stack([stored[item_id] for item_id in part])
+                found = self._nearest(pair, vectors_QD, k + 1, FIELDS[1:], among)
+                answers += [
+                    [hit for hit in hits if hit.item_id != own][:k] for own, hits in zip(part, found, strict=True)
+                ]
+            return answers
+
+        return [[_hit(found) for found in hits] for hits in self._live(answer)]
 
     def pictures(self, item_ids: Sequence[str]) -> dict[str, str | None]:
         """The image references of items, by id; items that the collection lacks are left out."""
@@ -145,12 +185,42 @@ class Reader:
 
     def follow(self) -> bool:
         """Move to the pair that is live now; True when it is another one than before."""
-        target = self._target()
+        before = self.pair
+        return self._current() is not before
+
+    def _current(self) -> Pair:
+        """The live pair, loaded whole; anew where the alias moved on, and its collection went, while it was loaded."""
+        with self._moving:
+            while True:
+                target = self._target()
+                try:
+                    return self._move(target)
+                except MrseError:
+                    if self._target() == target:
+                        raise
+
+    def _move(self, target: str) -> Pair:
         stamp = self._store.stamp(target)
-        if target == self.pair.collection and stamp is not None and stamp.same_build(self.pair.stamp):
-            return False
-        self.pair = self._load(target)
-        return True
+        if target != self.pair.collection or stamp is None or not stamp.same_build(self.pair.stamp):
+            self.pair = self._load(target)
+        return self.pair
+
+    def _live(self, answer: Callable[[Pair], T]) -> T:
+        """An answer of the live pair; anew where that pair was replaced, and its collection dropped, on the way."""
+        while True:
+            pair = self._current()
+            try:
+                return answer(pair)
+            except MrseError:
+                if self._target() == pair.collection:
+                    raise
+
+    def _nearest(
+        self, pair: Pair, vectors_QD: NDArray[np.float32], k: int, fields: Sequence[str], among: Filter
+    ) -> list[list[Found]]:
+        wanted = min(k + _TIE_MARGIN, pair.stamp.rows)
+        found = self._store.search(pair.collection, vectors_QD, wanted, pair.stamp.search_params, fields, among)
+        return [hits[:k] for hits in found]
 
     def _target(self) -> str:
         target = self._store.target()
@@ -220,7 +290,7 @@ def _hit(found: Found) -> Hit:
         item_id=found.item_id,
         title=fields["title"],
         category=fields["category"],
-        price=None if math.isnan(fields["price"]) else fields["price"],
+        price=fields["price"] if fields["price"] >= 0 else None,
         image=fields["image"] or None,
         score=found.score,
     )

@@ -16,8 +16,6 @@ from mrse.index.swap import Live, look
 from mrse.jsonfile import read_handed
 from mrse.layout import CHALLENGER_JSON, DECISION
 
-_NOTHING = "nothing is live yet: no run of the pipeline has been promoted here"
-
 
 def describe(services: ServicesConfig, workspace: Path) -> str:
     """The answer of `mrse status`.
@@ -27,13 +25,13 @@ def describe(services: ServicesConfig, workspace: Path) -> str:
         IndexFailed: the alias names a collection that MRSE did not build.
     """
     if not exists(services):
-        return "\n".join([_row("live", _NOTHING), *_newest(workspace, None)])
+        return "\n".join([_row("live", _nothing(services)), *_newest(workspace, None)])
     with opened(services) as store:
         live = look(store, services)
         rows = None if live is None else store.count(live.collection)
         others = _others(store, live)
     if live is None or rows is None:
-        return "\n".join([_row("live", _NOTHING), *others, *_newest(workspace, None)])
+        return "\n".join([_row("live", _nothing(services)), *others, *_newest(workspace, None)])
     stamp = live.stamp
     simulated = ", simulated shoppers" if stamp.simulated else ""
     lines = [
@@ -89,6 +87,16 @@ def _live_version(services: ServicesConfig) -> int | None:
     return None if stamp is None else stamp.model_version
 
 
+def _nothing(services: ServicesConfig) -> str:
+    champion = tracking.champion(services)
+    if champion is None:
+        return "nothing is live yet: no run of the pipeline has been promoted here"
+    return (
+        f"nothing is live, but MLflow's champion is version {champion.version}: its collection or alias was removed, "
+        "or this is another Milvus; `mrse rollback --to VERSION` or `dvc repro --force build_index swap_index`"
+    )
+
+
 def _champion(live: Live) -> str:
     if not live.known:
         return f"MLflow does not know version {live.stamp.model_version}: it is not the store that this index came from"
@@ -120,6 +128,8 @@ def _fate(stamp: Stamp | None) -> str:
         return "without a stamp"
     if stamp.state == "building":
         return f"not verified: being built, or left by a killed run ({stamp.created})"
+    if stamp.state == "failed":
+        return f"failed its verification, kept to be looked at ({stamp.created})"
     return f"kept to roll back to (was live {stamp.since})" if stamp.since else "verified, never live"
 
 

@@ -58,6 +58,21 @@ def test_search_for_a_shopper_and_for_a_stranger(mrse, go_live):
     assert code == 0 and "shopper 'nobody' has no history" in err
 
 
+def test_search_within_a_category_and_a_price(mrse, go_live):
+    go_live()
+    out = mrse("search", "blue", "--category", "Clothing", "--max-price", 20)[1]
+    assert [line.split()[2] for line in out.splitlines()] == ["b1"]
+    assert mrse("search", "blue", "--category", "Cloth")[1] == "  nothing found\n"
+
+
+def test_items_like_one_and_items_for_a_shopper(mrse, go_live):
+    go_live()
+    assert mrse("search", "--like", "c1", "--top", 1)[1].split()[2] == "c2"
+    code, _, err = mrse("search", "--like", "none")
+    assert code == 1 and "item 'none' is not in the live index" in err
+    assert mrse("search", "--user", "dresser", "--top", 1)[1].split()[2] == "a2"
+
+
 def test_many_queries_become_a_run_file(mrse, go_live, shop):  # noqa: F811
     version = go_live()["version"]
     (shop / "q.tsv").write_bytes(b"\xef\xbb\xbfq1\tred dress\r\n\nq2\tblue\tdresser\nq3\tblue\tshirty\n")
@@ -89,6 +104,10 @@ def test_a_malformed_query_file_names_the_line_and_leaves_no_output(mrse, go_liv
         ([" "], "the query is empty"),
         (["--queries", "q.tsv"], "--queries and --run go together"),
         (["red", "--run", "x"], "--queries and --run go together"),
+        (["red", "--like", "a1"], "give a QUERY"),
+        (["--like", "a1", "--user", "u"], "--user does not go with --like"),
+        (["red", "--min-price", "-1"], "min_price must be a number of at least 0"),
+        (["red", "--min-price", "9", "--max-price", "8"], "nothing can match"),
         (["--queries", "q", "--run", "x", "--user", "u"], "--user and --html do not go with --queries"),
     ],
 )
@@ -126,7 +145,7 @@ def test_status_is_true_in_every_state(mrse, go_live, shop, services):  # noqa: 
     with opened(services) as store:
         built = next(iter(store.collections()))
     out = mrse("status")[1]
-    assert "nothing is live yet" in out and f"{built}, verified, never live" in out
+    assert "nothing is live" in out and f"{built}, verified, never live" in out
 
     live = go_live()
     out = mrse("status")[1]
@@ -150,8 +169,24 @@ def test_status_is_true_in_every_state(mrse, go_live, shop, services):  # noqa: 
     assert "mrse_v9_half, not verified" in out
 
 
+def test_a_live_collection_that_was_dropped_is_told_and_mended(mrse, go_live, shop, services):  # noqa: F811
+    first = go_live()
+    fake_shop.train_challenger(shop, services, seed=2)
+    second = go_live()
+    with opened(services) as store:
+        store.point(None)
+        store.drop(second["collection"])
+    out = mrse("status")[1]
+    assert f"nothing is live, but MLflow's champion is version {second['version']}" in out
+    assert f"{first['collection']}, kept to roll back to" in out
+    code, _, err = mrse("search", "red")
+    assert code == 1 and "nothing is live yet" in err
+    assert f"model version {first['version']}" in mrse("rollback", "--to", first["version"])[1]
+    assert go_live()["collection"] == second["collection"], "the next run builds it again"
+
+
 def test_status_before_anything_makes_nothing(mrse, shop, services):  # noqa: F811
-    assert "nothing is live yet" in mrse("status")[1]
+    assert "nothing is live" in mrse("status")[1]
     assert not (shop / "milvus.db").exists()
 
 

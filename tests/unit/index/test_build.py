@@ -8,9 +8,11 @@ import pytest
 from mrse.errors import DataError, IndexFailed, ServiceError
 from mrse.index import build as stage
 from mrse.index.client import ALIAS, Store, opened
+from mrse.index.filters import UNKNOWN_PRICE
 from mrse.jsonfile import read_json, write_json
 from mrse.model.arrays import HistoryBank
 from tests import fake_shop
+from tests.unit.index.test_client import STAMP
 
 
 def run(shop, services, **sections):
@@ -145,6 +147,72 @@ def test_an_index_that_misses_its_recall_is_dropped(shop, services, monkeypatch)
         assert store.collections() == {}
 
 
+@pytest.mark.parametrize(
+    ("verify", "message"),
+    [({"max_p99_ms": 1e-6}, "p99 of single queries"), ({"keep_failed": True}, "Milvus has not loaded it")],
+)
+def test_a_collection_that_fails_is_dropped_or_kept_as_configured(shop, services, monkeypatch, verify, message):
+    monkeypatch.setattr(Store, "loaded", lambda *_: "max_p99_ms" in verify)
+    with pytest.raises(IndexFailed, match=message):
+        run(shop, services, build_index={"verify": {"recall_k": 3, **verify}})
+    with opened(services) as store:
+        assert [stamp.state for stamp in store.collections().values()] == ["failed"] * verify.get("keep_failed", False)
+
+
+def test_a_failed_collection_that_was_kept_is_built_anew(shop, services, monkeypatch):
+    keep = {"verify": {"recall_k": 3, "keep_failed": True}}
+    with monkeypatch.context() as patch, pytest.raises(IndexFailed):
+        patch.setattr(Store, "count", lambda *_: 5)
+        run(shop, services, build_index=keep)
+    name = run(shop, services, build_index=keep)["collection"]
+    with opened(services) as store:
+        assert {n: stamp.state for n, stamp in store.collections().items()} == {name: "verified"}
+
+
+def test_an_empty_catalogue_and_one_of_a_single_item(shop, services, tmp_path):
+    fake_shop.open_shop(shop, [])
+    with pytest.raises(IndexFailed, match="there are no items to index"):
+        run(shop, services)
+    assert not (tmp_path / "milvus.db").exists()
+    fake_shop.open_shop(shop, fake_shop.ITEMS[:1])
+    assert run(shop, services)["rows"] == 1
+
+
+def test_a_long_title_is_cut_and_a_price_that_is_none_is_unknown(shop, services):
+    items = [("a", "ü" * 3000, None, -1e9, None), ("b", "b", "C" * 600, float("inf"), "i" * 2000)]
+    fake_shop.open_shop(shop, items)
+    name = run(shop, services)["collection"]
+    with opened(services) as store:
+        store.load(name)
+        rows = store.fetch(name, ["a", "b"], ["title", "category", "price", "image"])
+    assert rows["a"]["title"] == "ü" * 1024 and rows["b"]["category"] == "C" * 512 and rows["b"]["image"] == "i" * 1024
+    assert rows["a"]["price"] == rows["b"]["price"] == UNKNOWN_PRICE
+
+
+def test_a_server_that_asks_for_fewer_writes_is_given_time(shop, services, monkeypatch):
+    from pymilvus.exceptions import MilvusException
+
+    pauses, refused = [], []
+    monkeypatch.setattr("mrse.index.client.time.sleep", pauses.append)
+    with opened(services) as store:
+        insert = store._client.upsert
+
+        def throttled(*arguments, **options):
+            if len(refused) < 8:
+                refused.append(1)
+                raise MilvusException(code=8, message="rate limit exceeded")
+            return insert(*arguments, **options)
+
+        store.create("mrse_v1_x", fake_shop.params_for(services).build_index, STAMP)
+        monkeypatch.setattr(store._client, "insert", throttled)
+        monkeypatch.setattr(store._client, "upsert", throttled)
+        row = {"item_id": "a", "title": "", "category": "", "image": "", "price": 1.0, "vector": [1.0, 0, 0, 0]}
+        store.insert("mrse_v1_x", [row])
+        store.load("mrse_v1_x")
+        assert store.count("mrse_v1_x") == 1
+    assert len(refused) == 8 and max(pauses) == 10.0
+
+
 def test_a_live_collection_survives_its_own_failed_verification(shop, services, monkeypatch):
     name = run(shop, services)["collection"]
     with opened(services) as store:
@@ -181,7 +249,6 @@ def broken(row, value):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (stage.Content([], [], [], [], [], np.zeros((0, 4), np.float32)), "no items"),
         (replace(GOOD, vectors_ND=UNIT[:, :3]), r"shape \(3, 3\)"),
         (replace(GOOD, item_ids=["a", "b", "a"]), "1 item ids appear twice"),
         (replace(GOOD, item_ids=["a", "b", "é" * 300]), "longer than 512 bytes"),

@@ -11,7 +11,7 @@ import pytest
 
 from mrse.config import IndexConfig, ServicesConfig
 from mrse.errors import ConfigError, DataError, IndexFailed, ServiceError
-from mrse.index.client import Stamp, exists, opened, parse_stamp
+from mrse.index.client import Stamp, check_index_type, exists, opened, parse_stamp
 from mrse.index.lease import lease
 from mrse.jsonfile import read_handed
 from tests import fake_shop
@@ -145,6 +145,14 @@ def test_a_lease_is_held_released_and_taken_over_from_the_dead(tmp_path):
 def test_index_parameters_must_fit_the_type(raw, message):
     with pytest.raises(ConfigError, match=message):
         fake_shop.params_for(ServicesConfig(), build_index=raw)
+
+
+def test_what_only_a_server_has_is_refused_before_anything_is_embedded(tmp_path):
+    lite = ServicesConfig(milvus_uri=str(tmp_path / "milvus.db"))
+    with pytest.raises(ConfigError, match=r"build_index\.type: Milvus Lite has no DISKANN; take another type, or"):
+        check_index_type(lite, "DISKANN")
+    check_index_type(lite, "HNSW")
+    check_index_type(ServicesConfig(milvus_uri="http://host:19530"), "DISKANN")
 
 
 def test_an_index_type_brings_its_own_parameters():

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from mrse import tracking
-from mrse.errors import IndexFailed, ServiceError
+from mrse.errors import DataError, IndexFailed, ServiceError
 from mrse.index import swap as swapping
 from mrse.index.build import build
-from mrse.index.client import opened
+from mrse.index.client import Store, opened
+from mrse.index.filters import Filter
 from mrse.serving.recall import Reader, reading
 from tests import fake_shop
 
@@ -66,6 +67,90 @@ def test_the_same_words_mean_another_thing_to_another_shopper(live, services):
 def test_more_than_the_catalogue_is_the_catalogue(live, services):
     with reading(services) as reader:
         assert len(reader.search(["red"], k=1000)[0]) == 6
+
+
+FILTERS = [
+    (Filter("Clothing"), {"a1", "a2", "b1"}),
+    (Filter("Clothing > Dresses"), {"a1", "a2"}),
+    (Filter("Cloth"), set()),
+    (Filter("Shoes"), {"c1", "c2"}),
+    (Filter(min_price=12), {"a1", "b2", "c1", "c2"}),
+    (Filter(max_price=30), {"a1", "b1", "b2"}),
+    (Filter("Clothing", 10, 30), {"a1", "b1"}),
+    (Filter('"Shoes" or price > 0 \\ ü'), set()),
+]
+
+
+def test_a_filter_lets_through_what_it_says(live, services):
+    with reading(services) as reader:
+        for among, expected in FILTERS:
+            hits = reader.search(["blue"], k=6, among=among)[0]
+            assert {hit.item_id for hit in hits} == expected, among
+
+
+def test_items_alike_leave_the_item_itself_out(live, services):
+    with reading(services) as reader:
+        boots, dress = reader.similar(["c1", "a1"], k=2)
+        assert boots[0].item_id == "c2" and "c1" not in ids([boots])[0]
+        assert len(reader.similar(["a1"], k=100)[0]) == 5
+        assert ids(reader.similar(["a1"], among=Filter("Shoes"))) == [["c1", "c2"]]
+        assert "a1" not in ids([dress])[0]
+        with pytest.raises(DataError, match="item 'gone' is not in the live index"):
+            reader.similar(["a1", "gone"])
+
+
+def test_no_words_and_a_shopper_is_what_suits_them(live, services):
+    with reading(services) as reader:
+        dresser, shirty, nobody = reader.search(["", "", ""], ["dresser", "shirty", None])
+    assert ids([dresser])[0][0] == "a2"
+    assert dresser != nobody != shirty != dresser
+
+
+def test_ids_and_categories_with_quotes_and_unicode(shop, services):
+    odd = """6" 'pot' \\ ü 漢 []"""
+    fake_shop.open_shop(shop, [(odd, 'a "pot"', f"Küche > {odd}", -5.0, None), *fake_shop.ITEMS])
+    params = fake_shop.params_for(services)
+    build(params, shop)
+    swapping.swap(params, shop)
+    with reading(services) as reader:
+        (hit,) = reader.search(["pot"], k=5, among=Filter(f"Küche > {odd}"))[0]
+        assert (hit.item_id, hit.category, hit.price) == (odd, f"Küche > {odd}", None)
+        assert len(reader.similar([odd], k=3)[0]) == 3
+        assert reader.pictures([odd]) == {odd: None}
+
+
+def test_an_answer_begins_again_when_its_collection_is_replaced_and_dropped(live, services, monkeypatch):
+    search = Store.search
+    params = fake_shop.params_for(services)
+    with opened(services) as store:
+        reader = Reader(store, services)
+        first = reader.pair
+    fake_shop.train_challenger(live, services, seed=2)
+    second = build(params, live)["collection"]
+
+    def overtaken(store, collection, *arguments):
+        if collection == first.collection:
+            store.point(second)
+            store.drop(first.collection)
+        return search(store, collection, *arguments)
+
+    with opened(services) as store:
+        stamp = store.stamp(second)
+        tracking.log_artifacts(services, stamp.run_id, live / "models/index/serving", f"serving/{second}")
+        reader = Reader(store, services)
+        monkeypatch.setattr(Store, "search", overtaken)
+        assert ids(reader.search(["red dress"], k=1)) == [["a1"]]
+        assert reader.pair.collection == second
+
+
+def test_a_failure_of_what_is_still_live_is_an_error(live, services, monkeypatch):
+    def broken(*_):
+        raise ServiceError("Milvus is gone")
+
+    with reading(services) as reader:
+        monkeypatch.setattr(Store, "search", broken)
+        with pytest.raises(ServiceError, match="Milvus is gone"):
+            reader.search(["red dress"])
 
 
 def test_a_reader_follows_the_alias_whole(live, services):

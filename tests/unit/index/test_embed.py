@@ -1,0 +1,99 @@
+"""Embedding by shards: what was computed is read again bit for bit, what changed is computed anew."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from mrse.errors import IndexFailed
+from mrse.index.embed import embed
+from mrse.model.arrays import Catalogue
+from tests.fake_shop import FakeRetriever
+
+COUNT = 60
+CPU = torch.device("cpu")
+
+
+class Counting(FakeRetriever):
+    """Remembers which items it embedded; its bits depend on which items are embedded together."""
+
+    def __init__(self, seed=1, fingerprint="f" * 64, stop_after=None):
+        super().__init__(seed, fingerprint)
+        self.seen, self.stop_after = [], stop_after
+
+    def encode_catalogue(self, catalogue):
+        if self.stop_after is not None and len(self.seen) >= self.stop_after:
+            raise KeyboardInterrupt
+        self.seen += catalogue.item_ids
+        encoded = super().encode_catalogue(catalogue)
+        return replace(encoded, vectors=encoded.vectors * np.float32(1 + 1e-7 * len(catalogue.item_ids)))
+
+
+@pytest.fixture
+def catalogue():
+    ids = [f"i{number:03}" for number in range(COUNT)]
+    row = np.arange(COUNT) % 7 - 1
+    features = np.arange(6 * 4, dtype=np.float16).reshape(6, 2, 2)
+    return Catalogue(ids, [f"title {i}" for i in ids], [""] * COUNT, row, features, [["q"]] * COUNT, [[0.5]] * COUNT)
+
+
+def same(one, other):
+    return one.item_ids == other.item_ids and all(
+        np.array_equal(getattr(one, name), getattr(other, name)) for name in ("vectors", "bank", "preferences")
+    )
+
+
+def test_shards_are_put_together_in_the_order_of_the_items(catalogue, tmp_path):
+    whole = FakeRetriever(1, "f" * 64).encode_catalogue(catalogue)
+    assert same(embed(FakeRetriever(1, "f" * 64), catalogue, CPU, 7, tmp_path), whole)
+
+
+def test_a_killed_embedding_goes_on_where_it_was(catalogue, tmp_path):
+    first, second = Counting(stop_after=20), Counting()
+    with pytest.raises(KeyboardInterrupt):
+        embed(first, catalogue, CPU, 7, tmp_path / "a")
+    resumed = embed(second, catalogue, CPU, 7, tmp_path / "a")
+    assert 20 <= len(first.seen) < COUNT and sorted(first.seen + second.seen) == catalogue.item_ids
+    assert same(resumed, embed(Counting(), catalogue, CPU, 7, tmp_path / "b"))
+
+
+def test_few_changed_items_cost_their_shards_and_give_the_bits_of_a_full_build(catalogue, tmp_path):
+    embed(Counting(), catalogue, CPU, 7, tmp_path / "a")
+    row = catalogue.image_row.copy()
+    row[20] = -1
+    titles = [*catalogue.titles[:-1], "another title"]
+    changed = replace(catalogue, titles=titles, image_row=row)
+    changed = replace(changed, item_ids=["h999", *catalogue.item_ids[1:]])  # one deleted, one new
+    incremental = Counting()
+    embedded = embed(incremental, changed, CPU, 7, tmp_path / "a")
+    assert {"h999", "i020", "i059"} <= set(incremental.seen) and len(incremental.seen) < COUNT
+    assert same(embedded, embed(Counting(), changed, CPU, 7, tmp_path / "b"))
+    files = [{path.name for path in (tmp_path / where).rglob("*.safetensors")} for where in "ab"]
+    assert files[0] == files[1], "what is not of this catalogue is forgotten"
+
+
+def test_another_model_and_a_damaged_shard_are_computed_anew(catalogue, tmp_path):
+    embed(Counting(), catalogue, CPU, 7, tmp_path)
+    other = Counting(seed=2, fingerprint="e" * 64)
+    embed(other, catalogue, CPU, 7, tmp_path)
+    assert len(other.seen) == COUNT
+    assert [folder.name for folder in (tmp_path / "embedded").iterdir()] == ["e" * 16]
+    damaged = sorted((tmp_path / "embedded").rglob("*.safetensors"))[0]
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    again = Counting(seed=2, fingerprint="e" * 64)
+    embed(again, catalogue, CPU, 7, tmp_path)
+    assert 0 < len(again.seen) < COUNT
+
+
+def test_no_items_and_a_full_disk_are_one_error(catalogue, tmp_path, monkeypatch):
+    nothing = Catalogue([], [], [], np.zeros(0, np.int64), np.zeros((0, 1, 1), np.float16), [], [])
+    with pytest.raises(IndexFailed, match="no items to index"):
+        embed(Counting(), nothing, CPU, 7, tmp_path)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("mrse.index.embed.save_file", full)
+    with pytest.raises(IndexFailed, match=r"cannot be written.*No space left"):
+        embed(Counting(), catalogue, CPU, 7, tmp_path)
