@@ -183,11 +183,14 @@ def run_stage(stage: str, pipeline: Path, ordered: Plan, locks: Sequence[str], r
         )
 
 
-def keep(pipeline: Path, ordered: Plan, results: Sequence[Result], remote: str) -> str:
-    """File what a run was with its MLflow run, and return that run's id.
+def keep(pipeline: Path, ordered: Plan, results: Sequence[Result], remote: str) -> dict[str, str]:
+    """File what a run was with its MLflow run.
 
     Written as artifact folder `pipeline`: `dvc.lock`, `params.yaml`, `run.json` (commit, remote, and each stage's
     costs and decision) and the reports.
+
+    Returns:
+        `{"mlflow_run", "page"}`: the run's id, and its page where MLflow has a server, else "".
 
     Raises:
         DataError: no stage of the run made an MLflow run.
@@ -208,8 +211,9 @@ def keep(pipeline: Path, ordered: Plan, results: Sequence[Result], remote: str) 
                 shutil.copy(folder / name, kept / name)
             for path in REPORTS:
                 shutil.copytree(folder / path, kept / path)
-            tracking.log_artifacts(_services(pipeline, ordered.params), run, kept, ARTIFACT)
-    return run
+            services = _services(pipeline, ordered.params)
+            tracking.log_artifacts(services, run, kept, ARTIFACT)
+    return {"mlflow_run": run, "page": _page(services, run)}
 
 
 def checkout(run: str, pipeline: Path, into: Path) -> None:
@@ -240,6 +244,25 @@ def checkout(run: str, pipeline: Path, into: Path) -> None:
         out["path"] for entry in stages.values() for out in entry.get("outs", []) if _is_cached(into, out["path"])
     ]
     _dvc("checkout", into, _environment(into, pipeline, ordered), "pull", *cached)
+
+
+def hand_on(told: Any) -> None:
+    """Print what a task hands on as the last line, and write it to `MRSE_RESULT` where that names a file."""
+    if os.environ.get("MRSE_RESULT"):
+        write_json(Path(os.environ["MRSE_RESULT"]), told)
+    print(json.dumps(told))
+
+
+def pipeline_folder() -> Path:
+    """The folder that holds the pipeline: `MRSE_PIPELINE`, else the one that this file lies in."""
+    return Path(os.environ.get("MRSE_PIPELINE") or Path(__file__).parents[1])
+
+
+def _page(services: config.ServicesConfig, run: str) -> str:
+    if not services.mlflow_uri.startswith("http"):
+        return ""
+    experiment = tracking.connect(services).get_run(run).info.experiment_id
+    return f"{services.mlflow_uri.rstrip('/')}/#/experiments/{experiment}/runs/{run}"
 
 
 def _is_cached(folder: Path, path: str) -> bool:
@@ -345,7 +368,7 @@ def _told(folder: Path, told: spec.Told | None) -> str | None:
 
 
 def _main(arguments: argparse.Namespace) -> None:
-    pipeline = Path(os.environ.get("MRSE_PIPELINE") or Path(__file__).parents[1])
+    pipeline = pipeline_folder()
     if arguments.do == "checkout":
         checkout(arguments.run, pipeline, arguments.folder)
         return
@@ -353,12 +376,10 @@ def _main(arguments: argparse.Namespace) -> None:
     first, *handed = json.loads(os.environ["MRSE_HANDED"])
     ordered, results = Plan(**first), [Result(**result) for result in handed if result is not None]
     if arguments.do == "keep":
-        told: Any = keep(pipeline, ordered, results, remote)
+        hand_on(keep(pipeline, ordered, results, remote))
     else:
-        told = asdict(run_stage(arguments.stage, pipeline, ordered, [result.lock for result in results], remote))
-    if os.environ.get("MRSE_RESULT"):
-        write_json(Path(os.environ["MRSE_RESULT"]), told)
-    print(json.dumps(told))
+        locks = [result.lock for result in results]
+        hand_on(asdict(run_stage(arguments.stage, pipeline, ordered, locks, remote)))
 
 
 def _parser() -> argparse.ArgumentParser:
