@@ -93,8 +93,10 @@ class Process(BaseOperator):
         }
         python = os.environ.get("MRSE_PYTHON") or sys.executable
         done = self._hook.run_command([python, *self.arguments], env=environment, cwd=str(PIPELINE))
+        if done.exit_code < 0:
+            raise AirflowException(f"{self.task_id}: killed by signal {-done.exit_code}")
         if done.exit_code:
-            raise AirflowException(done.output or f"ended with exit code {done.exit_code}")
+            raise AirflowException(done.output or f"{self.task_id}: ended with exit code {done.exit_code}")
         return json.loads(done.output)
 
     def on_kill(self) -> None:
