@@ -76,7 +76,7 @@ airflow: export AIRFLOW__LOGGING__LOGGING_LEVEL ?= WARNING
 airflow: $(VENV)/.airflow ## Airflow with the DAGs, on this machine alone; prints the login, Ctrl-C ends it
 	airflow db migrate
 	airflow pools import dags/pools.json
-	@trap 'kill $$(jobs -p)' EXIT; trap exit INT TERM; \
+	@trap 'trap "" TERM; kill 0' EXIT; trap exit INT TERM; \
 	airflow dag-processor & airflow triggerer --skip-serve-logs & airflow scheduler --skip-serve-logs & \
 	airflow api-server & \
 	until [ -s $$AIRFLOW_HOME/simple_auth_manager_passwords.json.generated ]; do sleep 1; done; \

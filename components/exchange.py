@@ -220,20 +220,23 @@ def checkout(run: str, pipeline: Path, into: Path) -> None:
     """Restore a run into a new folder: pipeline at its commit, `params.yaml`, `dvc.lock`, data, model and reports.
 
     Args:
-        run: id of an MLflow run that `keep` filed.
+        run: id, or the beginning of the id, of an MLflow run that `keep` filed.
         pipeline: folder that holds the pipeline; MLflow is the one that its `params.yaml` or the environment names.
         into: the folder to make.
 
     Raises:
-        DataError: `into` is not empty, or the run's commit is not here.
+        DataError: `into` is not empty, no run or several begin so, or the run's commit is not here.
         ServiceError: MLflow cannot be reached, or has nothing filed with this run.
         ExchangeFailed: the files cannot be had from the remote.
     """
     if into.exists() and any(into.iterdir()):
         raise DataError(f"{into} is not empty")
     services = config.load(pipeline / "params.yaml").services.under(pipeline)
+    found = [known.run_id for known in tracking.list_runs(services, limit=1000) if known.run_id.startswith(run)]
+    if len(found) != 1:
+        raise DataError(f"{len(found)} MLflow runs begin with {run!r}; `mrse runs` lists them")
     with tempfile.TemporaryDirectory() as scratch:
-        kept = tracking.download_artifacts(services, run, ARTIFACT, Path(scratch) / ARTIFACT)
+        kept = tracking.download_artifacts(services, found[0], ARTIFACT, Path(scratch) / ARTIFACT)
         was = read_json(kept / "run.json")
         ordered = Plan(was["commit"], (kept / "params.yaml").read_text(encoding="utf-8"))
         into.mkdir(parents=True, exist_ok=True)
@@ -388,7 +391,7 @@ def _parser() -> argparse.ArgumentParser:
     does.add_parser("run", help="run one stage").add_argument("stage")
     does.add_parser("keep", help="file the run with its MLflow run")
     restore = does.add_parser("checkout", help="restore a run's data and model")
-    restore.add_argument("run", help="id of the MLflow run")
+    restore.add_argument("run", help="id of the MLflow run, or its beginning")
     restore.add_argument("folder", type=Path, help="where to; a new or empty folder")
     return parser
 
