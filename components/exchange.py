@@ -143,6 +143,21 @@ def merged(locks: Sequence[str]) -> str:
     return yaml.safe_dump({"schema": "2.0", "stages": stages}, sort_keys=False) if stages else ""
 
 
+def current(results: Sequence[Result]) -> list[Result]:
+    """The results that follow from those before them, which come first.
+
+    A task that is skipped when its day is run again still has what it handed on the first time.
+    """
+    kept: list[Result] = []
+    stages: dict[str, Any] = {}
+    for result in results:
+        entries = yaml.safe_load(result.lock)["stages"]
+        if all(entries.get(name, entry) == entry for name, entry in stages.items()):
+            kept.append(result)
+            stages |= entries
+    return kept
+
+
 def run_stage(stage: str, pipeline: Path, ordered: Plan, locks: Sequence[str], remote: str) -> Result:
     """Run one stage in a workspace of its own, or bring its outputs from the cache.
 
@@ -184,7 +199,7 @@ def run_stage(stage: str, pipeline: Path, ordered: Plan, locks: Sequence[str], r
 
 
 def keep(pipeline: Path, ordered: Plan, results: Sequence[Result], remote: str) -> dict[str, str]:
-    """File what a run was with its MLflow run.
+    """File what a run was with its MLflow run; `results` are in the order of the stages.
 
     Written as artifact folder `pipeline`: `dvc.lock`, `params.yaml`, `run.json` (commit, remote, and each stage's
     costs and decision) and the reports.
@@ -197,6 +212,7 @@ def keep(pipeline: Path, ordered: Plan, results: Sequence[Result], remote: str) 
         ExchangeFailed: the reports cannot be had from the remote.
         ServiceError: MLflow cannot be reached.
     """
+    results = current(results)
     run = next((result.mlflow_run for result in results if result.mlflow_run), None)
     if run is None:
         raise DataError("no stage of this run made an MLflow run, so there is nothing to file it with")

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from components import exchange, spec
-from components.exchange import ExchangeFailed, Plan, Result, merged, plan, run_stage
+from components.exchange import ExchangeFailed, Plan, Result, current, merged, plan, run_stage
 from mrse.errors import ConfigError, DataError
 
 # `count` writes how often it ran into the shared home, so that a run which should not happen is seen.
@@ -176,6 +176,16 @@ def test_locks_of_branches_are_merged_and_of_different_runs_refused() -> None:
     assert merged([]) == ""
     with pytest.raises(DataError, match="stage a"):
         merged([lock(a=1), lock(a=2)])
+
+
+def test_what_a_skipped_task_handed_on_earlier_is_left_out() -> None:
+    def result(stage: str, **stages: int) -> Result:
+        lock = yaml.safe_dump({"schema": "2.0", "stages": {name: {"outs": value} for name, value in stages.items()}})
+        return Result(stage, lock, True, 0.0, 0.0, 0.0, None, None)
+
+    first, gate = result("first", first=1), result("gate", first=1, gate=2)
+    assert current([first, gate, result("swap", first=1, gate=1, swap=1)]) == [first, gate]
+    assert current([first, gate, result("swap", first=1, gate=2, swap=1)])[-1].stage == "swap"
 
 
 def test_the_command_says_one_line_and_fails(pipeline: Path) -> None:
