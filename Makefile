@@ -8,7 +8,14 @@ export DVC_NO_ANALYTICS := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help run setup test test-slow lint format bench clean
+# Any of: podman build, docker build, buildah build.
+BUILD_IMAGE ?= podman build
+REGISTRY ?= localhost
+COMMIT := $(shell git rev-parse HEAD 2>/dev/null)
+TAG ?= $(shell git rev-parse --short HEAD 2>/dev/null)
+COMPONENTS := $(patsubst components/%/component.yaml,%,$(wildcard components/*/component.yaml))
+
+.PHONY: help run setup test test-slow lint format bench airflow images clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -24,7 +31,7 @@ $(VENV)/.pipeline: pyproject.toml constraints.txt | $(VENV)/bin/python
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.pipeline
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[pipeline,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[pipeline,dev,airflow]'
 	touch $@
 
 run: setup ## Raw logs → live index on the embedded default, then three example searches
@@ -47,12 +54,44 @@ format: $(VENV)/.dev ## Format and fix what ruff can fix
 	ruff format .
 	ruff check --fix .
 
+$(VENV)/.airflow: $(VENV)/.pipeline
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[pipeline,airflow]'
+	touch $@
+
 $(VENV)/.bench: $(VENV)/.dev
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[pipeline,dev,bench]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[pipeline,dev,airflow,bench]'
 	touch $@
 
 bench: $(VENV)/.bench ## Ratios against peers and limits (minutes)
 	for script in profiles validation features training embedding; do python -m benchmarks.$$script || exit 1; done
+
+# Not `airflow standalone`: its log servers listen on every address. Logs are read from the same folder here.
+airflow: export AIRFLOW_HOME := $(CURDIR)/.mrse/airflow
+airflow: export AIRFLOW__CORE__DAGS_FOLDER := $(CURDIR)/dags
+airflow: export AIRFLOW__CORE__LOAD_EXAMPLES := False
+airflow: export AIRFLOW__API__HOST := 127.0.0.1
+airflow: export AIRFLOW__API__PORT ?= 8080
+airflow: export AIRFLOW__CORE__EXECUTION_API_SERVER_URL = http://127.0.0.1:$(AIRFLOW__API__PORT)/execution/
+airflow: export AIRFLOW__LOGGING__LOGGING_LEVEL ?= WARNING
+airflow: $(VENV)/.airflow ## Airflow with the DAGs, on this machine alone; prints the login, Ctrl-C ends it
+	airflow db migrate
+	airflow pools import dags/pools.json
+	@trap 'trap "" TERM; kill 0' EXIT; trap exit INT TERM; \
+	airflow dag-processor & airflow triggerer --skip-serve-logs & airflow scheduler --skip-serve-logs & \
+	airflow api-server & \
+	until [ -s $$AIRFLOW_HOME/simple_auth_manager_passwords.json.generated ]; do sleep 1; done; \
+	echo "http://127.0.0.1:$$AIRFLOW__API__PORT  user and password: $$(cat $$AIRFLOW_HOME/simple_auth_manager_passwords.json.generated)"; \
+	wait
+
+images: ## The components' images, tagged with the commit
+	$(BUILD_IMAGE) --target build -t $(REGISTRY)/mrse-base:$(TAG)-build -f components/Dockerfile .
+	$(BUILD_IMAGE) --build-arg COMMIT=$(COMMIT) --build-arg VERSION=$(TAG) --target runtime \
+		-t $(REGISTRY)/mrse-base:$(TAG) -f components/Dockerfile .
+	for stage in $(COMPONENTS); do \
+		image=$(REGISTRY)/mrse-$$(echo $$stage | tr _ -):$(TAG); \
+		$(BUILD_IMAGE) --build-arg BASE=$(REGISTRY)/mrse-base --build-arg TAG=$(TAG) -t $$image \
+			-f components/$$stage/Dockerfile . || exit 1; \
+	done
 
 clean: ## Remove what runs made: data, models, reports, caches and the local Milvus and MLflow
 	rm -rf data models reports .mrse dvc.lock dvc_plots .dvc/cache .dvc/tmp

@@ -1,4 +1,7 @@
-"""What every `components/<stage>/__main__.py` shares: one optional argument, one clear error, peak memory and time."""
+"""What every `components/<stage>/__main__.py` shares: one optional argument, one clear error, peak memory and time.
+
+Where the environment names a file in `MRSE_COST`, time and memory are also written there: `{"seconds", "peak_mib"}`.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from pathlib import Path
 
 from mrse import config
 from mrse.errors import MrseError
+from mrse.jsonfile import write_json
 from mrse.progress import say
 
 # Read when torch is imported, so it must stand before. Its threads spin while they wait for each other; where another
@@ -37,4 +41,7 @@ def run(stage: str, body: Callable[[config.Params, Path], str]) -> None:
         print(f"{stage}: {error}", file=sys.stderr)
         raise SystemExit(1) from None
     peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    say(f"{stage}: {summary} ({time.perf_counter() - started:.1f} s, peak {peak_mib:.0f} MiB)")
+    seconds = time.perf_counter() - started
+    if os.environ.get("MRSE_COST"):
+        write_json(Path(os.environ["MRSE_COST"]), {"seconds": seconds, "peak_mib": peak_mib})
+    say(f"{stage}: {summary} ({seconds:.1f} s, peak {peak_mib:.0f} MiB)")

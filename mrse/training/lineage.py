@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -24,8 +25,8 @@ def lineage(workspace: Path) -> dict[str, str]:
         workspace: a folder with `data/clean`; with a `dvc.lock` when DVC runs the stages.
 
     Returns:
-        `git_commit` (when the workspace is a checkout), `data_source`, `data_fingerprint`, `data_start`, `data_end`,
-        `simulated`, and `dvc.<path>` with the hash of each input that `dvc.lock` knows.
+        `git_commit` (`MRSE_COMMIT`, else the workspace's where it is a checkout), `data_source`, `data_fingerprint`,
+        `data_start`, `data_end`, `simulated`, and `dvc.<path>` with the hash of each input that `dvc.lock` knows.
     """
     meta = read_meta(workspace / CLEAN)
     tags = {
@@ -35,7 +36,7 @@ def lineage(workspace: Path) -> dict[str, str]:
         "data_end": meta.end.isoformat(),
         "simulated": str(meta.simulated).lower(),
     }
-    commit = _git_commit(workspace)
+    commit = os.environ.get("MRSE_COMMIT") or _git_commit(workspace)
     if commit is not None:
         tags["git_commit"] = commit
     return tags | {f"dvc.{path}": digest for path, digest in _dvc_hashes(workspace / "dvc.lock").items()}

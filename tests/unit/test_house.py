@@ -61,6 +61,11 @@ def test_imports_run_downwards(path: Path) -> None:
     assert {room(module) for module in modules} & rooms <= allowed
 
 
+def test_components_know_no_scheduler() -> None:
+    for path in (ROOT / "components").rglob("*.py"):
+        assert not {module.split(".")[0] for module in imports(path)} & {"airflow", "dags", "kubernetes"}, path
+
+
 def strings(path: Path) -> set[str]:
     """The string literals of a file; not the parts of formatted ones."""
     return {
@@ -106,6 +111,7 @@ def test_every_stage_has_its_component(stage: str) -> None:
     assert spec["image"] == f"mrse-{stage.replace('_', '-')}"
     assert set(spec["extras"]) <= set(extras)
     assert {"cpu", "memory"} <= set(spec["resources"])
+    assert spec["pool"]
     assert spec["retries"] >= 0
     assert spec["timeout_minutes"] > 0
 

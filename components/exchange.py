@@ -1,0 +1,420 @@
+"""A stage anywhere: in a process or in a pod, in a workspace of its own, its files exchanged through DVC.
+
+`python -m components.exchange run STAGE` makes a workspace from the pipeline at its commit, takes `dvc.lock` from the
+tasks before (merged where branches meet), runs `dvc repro --single-item --pull STAGE`, pushes what came out, and prints
+a `Result` with the new `dvc.lock` as its last line. Two tasks never share a workspace; what they share is the DVC
+remote. A stage that has finished before, in this run or another, is found in DVC's run cache and not run again.
+
+What the tasks before handed on stands in the environment, which a pod takes as easily as a process:
+
+| variable | what |
+|---|---|
+| `MRSE_HANDED` | JSON list: a `Plan`, then the `Result` of each task before (null where it was skipped) |
+| `MRSE_PIPELINE` | folder that holds the pipeline, a git checkout or an image's copy; default: this file's |
+| `MRSE_COMMIT` | the commit of a pipeline that is no git checkout |
+| `MRSE_DVC_REMOTE` | URL or folder of the DVC remote; default: `.mrse/dvc-remote` of the pipeline's folder |
+| `MRSE_RESULT` | file that also receives the `Result` |
+
+`keep` files the final `dvc.lock`, the parameters, the costs and the reports with the stage's MLflow run, and
+`checkout RUN FOLDER` restores a run's data and model from there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from components import spec
+from mrse import config, tracking
+from mrse.errors import ConfigError, DataError, MrseError
+from mrse.jsonfile import read_json, write_json, write_text
+from mrse.layout import GATE_REPORT, VALIDATION_DOCS
+
+ARTIFACT = "pipeline"  # artifact folder of an MLflow run
+REPORTS = (GATE_REPORT.parent, VALIDATION_DOCS)
+
+_PIPELINE = ("dvc.yaml", ".dvcignore", "mrse", "components")
+_DVC_CONFIG = """[core]
+    no_scm = true
+    analytics = false
+    check_update = false
+    remote = exchange
+['remote "exchange"']
+    url = {url}
+"""
+
+
+class ExchangeFailed(MrseError):
+    """A stage, or the exchange around it, failed; the message is the reason in one line."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run of the pipeline is about; the same for all of its tasks.
+
+    Attributes:
+        commit: of the pipeline.
+        params: the text of `params.yaml`.
+        force: why stages run though they have finished before; empty: they do not.
+    """
+
+    commit: str
+    params: str
+    force: str = ""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a stage hands on.
+
+    Attributes:
+        stage: its name in `dvc.yaml`.
+        lock: the text of `dvc.lock`, of all stages so far.
+        ran: False where the outputs came from the cache.
+        seconds: wall time of the stage's own work, 0 where it did not run.
+        exchange_seconds: wall time of everything around it, the start of the stage's Python included.
+        peak_mib: the stage's peak memory, 0 where it did not run.
+        outcome: what the stage decided, where its component decides, else None.
+        mlflow_run: id of the MLflow run that the stage made, where it makes one, else None.
+    """
+
+    stage: str
+    lock: str
+    ran: bool
+    seconds: float
+    exchange_seconds: float
+    peak_mib: float
+    outcome: str | None
+    mlflow_run: str | None
+
+
+def plan(
+    pipeline: Path, end: str, days: int | None = None, overrides: Mapping[str, Any] | None = None, force: str = ""
+) -> Plan:
+    """Settle what a run works on: the commit, and the parameters with the window and any overrides in them.
+
+    Args:
+        pipeline: folder that holds the pipeline.
+        end: the window's end, `YYYY-MM-DD`.
+        days: the window's length; None: as `params.yaml` says.
+        overrides: dotted keys of `params.yaml`, such as `{"train.seed": 3}`.
+        force: why every stage is to run anew; empty: finished ones are not run.
+
+    Raises:
+        ConfigError: a wrong key or value; the message names every one.
+        DataError: `pipeline` holds no pipeline.
+    """
+    commit = _commit(pipeline)
+    with tempfile.TemporaryDirectory() as scratch:
+        _materialise(pipeline, commit, Path(scratch), ("params.yaml",))
+        raw = yaml.safe_load((Path(scratch) / "params.yaml").read_text(encoding="utf-8"))
+    window: dict[str, Any] = {"snapshot.end": end} | ({} if days is None else {"snapshot.days": days})
+    for dotted, value in (window | dict(overrides or {})).items():
+        _set(raw, dotted, value)
+    config.parse(raw, "the run's parameters")
+    return Plan(commit, yaml.safe_dump(raw, sort_keys=False), force.strip())
+
+
+def merged(locks: Sequence[str]) -> str:
+    """One `dvc.lock` of several, each with the stages of its own branch; empty where there are none.
+
+    Raises:
+        DataError: they tell different things of the same stage.
+    """
+    stages: dict[str, Any] = {}
+    for lock in locks:
+        for name, entry in yaml.safe_load(lock)["stages"].items():
+            if stages.setdefault(name, entry) != entry:
+                raise DataError(f"the tasks before hand on different files of stage {name}: they are of different runs")
+    return yaml.safe_dump({"schema": "2.0", "stages": stages}, sort_keys=False) if stages else ""
+
+
+def current(results: Sequence[Result]) -> list[Result]:
+    """The results that follow from those before them, which come first.
+
+    A task that is skipped when its day is run again still has what it handed on the first time.
+    """
+    kept: list[Result] = []
+    stages: dict[str, Any] = {}
+    for result in results:
+        entries = yaml.safe_load(result.lock)["stages"]
+        if all(entries.get(name, entry) == entry for name, entry in stages.items()):
+            kept.append(result)
+            stages |= entries
+    return kept
+
+
+def run_stage(stage: str, pipeline: Path, ordered: Plan, locks: Sequence[str], remote: str) -> Result:
+    """Run one stage in a workspace of its own, or bring its outputs from the cache.
+
+    Args:
+        stage: its name in `dvc.yaml`.
+        pipeline: folder that holds the pipeline; local services named in `params.yaml` lie under it.
+        ordered: the run that the stage belongs to.
+        locks: texts of `dvc.lock` from the stages before.
+        remote: URL or folder of the DVC remote.
+
+    Raises:
+        ExchangeFailed: the stage failed, or its inputs cannot be had, or the remote cannot be reached.
+        DataError: the pipeline at `ordered.commit` is not here, or `locks` do not agree.
+    """
+    began = time.perf_counter()
+    with _workspace(pipeline, ordered, merged(locks), remote) as folder:
+        cost = folder / ".dvc" / "cost.json"
+        environment = _environment(folder, pipeline, ordered) | {"MRSE_COST": str(cost)}
+        forced = []
+        if ordered.force:
+            print(f"{stage}: run anew, because {ordered.force}", file=sys.stderr)
+            forced = ["--force"]
+        _dvc(stage, folder, environment, "fetch", "--run-cache", stage)
+        _dvc(stage, folder, environment, "repro", "--single-item", "--pull", *forced, stage)
+        _dvc(stage, folder, environment, "push", "--run-cache", stage)
+        ran = cost.exists()
+        told = read_json(cost) if ran else {"seconds": 0.0, "peak_mib": 0.0}
+        component = spec.component(folder, stage)
+        return Result(
+            stage=stage,
+            lock=(folder / "dvc.lock").read_text(encoding="utf-8"),
+            ran=ran,
+            seconds=round(told["seconds"], 2),
+            exchange_seconds=round(time.perf_counter() - began - told["seconds"], 2),
+            peak_mib=round(told["peak_mib"], 1),
+            outcome=_told(folder, component.decides),
+            mlflow_run=_told(folder, component.makes_run),
+        )
+
+
+def keep(pipeline: Path, ordered: Plan, results: Sequence[Result], remote: str) -> dict[str, str]:
+    """File what a run was with its MLflow run; `results` are in the order of the stages.
+
+    Written as artifact folder `pipeline`: `dvc.lock`, `params.yaml`, `run.json` (commit, remote, and each stage's
+    costs and decision) and the reports.
+
+    Returns:
+        `{"mlflow_run", "page"}`: the run's id, and its page where MLflow has a server, else "".
+
+    Raises:
+        DataError: no stage of the run made an MLflow run.
+        ExchangeFailed: the reports cannot be had from the remote.
+        ServiceError: MLflow cannot be reached.
+    """
+    results = current(results)
+    run = next((result.mlflow_run for result in results if result.mlflow_run), None)
+    if run is None:
+        raise DataError("no stage of this run made an MLflow run, so there is nothing to file it with")
+    with _workspace(pipeline, ordered, merged([result.lock for result in results]), remote) as folder:
+        environment = _environment(folder, pipeline, ordered)
+        _dvc("keep", folder, environment, "pull", *(str(path) for path in REPORTS))
+        costs = [{key: value for key, value in asdict(result).items() if key != "lock"} for result in results]
+        with tempfile.TemporaryDirectory() as scratch:
+            kept = Path(scratch)
+            write_json(kept / "run.json", {"commit": ordered.commit, "remote": remote, "stages": costs})
+            for name in ("dvc.lock", "params.yaml"):
+                shutil.copy(folder / name, kept / name)
+            for path in REPORTS:
+                shutil.copytree(folder / path, kept / path)
+            services = _services(pipeline, ordered.params)
+            tracking.log_artifacts(services, run, kept, ARTIFACT)
+    return {"mlflow_run": run, "page": _page(services, run)}
+
+
+def checkout(run: str, pipeline: Path, into: Path) -> None:
+    """Restore a run into a new folder: pipeline at its commit, `params.yaml`, `dvc.lock`, data, model and reports.
+
+    Args:
+        run: id, or the beginning of the id, of an MLflow run that `keep` filed.
+        pipeline: folder that holds the pipeline; MLflow is the one that its `params.yaml` or the environment names.
+        into: the folder to make.
+
+    Raises:
+        DataError: `into` is not empty, no run or several begin so, or the run's commit is not here.
+        ServiceError: MLflow cannot be reached, or has nothing filed with this run.
+        ExchangeFailed: the files cannot be had from the remote.
+    """
+    if into.exists() and any(into.iterdir()):
+        raise DataError(f"{into} is not empty")
+    services = config.load(pipeline / "params.yaml").services.under(pipeline)
+    found = [known.run_id for known in tracking.list_runs(services, limit=1000) if known.run_id.startswith(run)]
+    if len(found) != 1:
+        raise DataError(f"{len(found)} MLflow runs begin with {run!r}; `mrse runs` lists them")
+    with tempfile.TemporaryDirectory() as scratch:
+        kept = tracking.download_artifacts(services, found[0], ARTIFACT, Path(scratch) / ARTIFACT)
+        was = read_json(kept / "run.json")
+        ordered = Plan(was["commit"], (kept / "params.yaml").read_text(encoding="utf-8"))
+        into.mkdir(parents=True, exist_ok=True)
+        _furnish(into, pipeline, ordered, (kept / "dvc.lock").read_text(encoding="utf-8"), was["remote"])
+    # What is live, and what lies in Milvus, is no file to restore; a stage that did not run has none either.
+    stages = yaml.safe_load((into / "dvc.lock").read_text(encoding="utf-8"))["stages"]
+    cached = [
+        out["path"] for entry in stages.values() for out in entry.get("outs", []) if _is_cached(into, out["path"])
+    ]
+    _dvc("checkout", into, _environment(into, pipeline, ordered), "pull", *cached)
+
+
+def hand_on(told: Any) -> None:
+    """Print what a task hands on as the last line, and write it to `MRSE_RESULT` where that names a file."""
+    if os.environ.get("MRSE_RESULT"):
+        write_json(Path(os.environ["MRSE_RESULT"]), told)
+    print(json.dumps(told))
+
+
+def pipeline_folder() -> Path:
+    """The folder that holds the pipeline: `MRSE_PIPELINE`, else the one that this file lies in."""
+    return Path(os.environ.get("MRSE_PIPELINE") or Path(__file__).parents[1])
+
+
+def _page(services: config.ServicesConfig, run: str) -> str:
+    if not services.mlflow_uri.startswith("http"):
+        return ""
+    experiment = tracking.connect(services).get_run(run).info.experiment_id
+    return f"{services.mlflow_uri.rstrip('/')}/#/experiments/{experiment}/runs/{run}"
+
+
+def _is_cached(folder: Path, path: str) -> bool:
+    entries = yaml.safe_load((folder / "dvc.yaml").read_text(encoding="utf-8"))["stages"].values()
+    outs = [out for entry in entries for out in [*entry.get("outs", []), *entry.get("metrics", [])]]
+    return not any(isinstance(out, dict) and out.get(path, {}).get("cache") is False for out in outs)
+
+
+@contextmanager
+def _workspace(pipeline: Path, ordered: Plan, lock: str, remote: str) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="mrse.") as name:
+        folder = Path(name)
+        _furnish(folder, pipeline, ordered, lock, remote)
+        yield folder
+
+
+def _furnish(folder: Path, pipeline: Path, ordered: Plan, lock: str, remote: str) -> None:
+    _materialise(pipeline, ordered.commit, folder, _PIPELINE)
+    write_text(folder / "params.yaml", ordered.params)
+    write_text(folder / ".dvc" / "config", _DVC_CONFIG.format(url=remote))
+    if lock:
+        write_text(folder / "dvc.lock", lock)
+
+
+def _materialise(pipeline: Path, commit: str, folder: Path, names: Sequence[str]) -> None:
+    """Put files of the pipeline, as they were at a commit, into a folder."""
+    if (pipeline / ".git").exists():
+        archive = subprocess.run(
+            ["git", "-C", str(pipeline), "archive", commit, *names], capture_output=True, check=False
+        )
+        if archive.returncode:
+            raise DataError(f"{pipeline}: {archive.stderr.decode().strip().splitlines()[-1]}")
+        subprocess.run(["tar", "-x", "-C", str(folder)], input=archive.stdout, check=True)
+        return
+    if commit != _commit(pipeline):
+        raise DataError(f"{pipeline} holds commit {_commit(pipeline)}, and the run is of {commit}: use its image")
+    for name in names:
+        if (pipeline / name).is_dir():
+            shutil.copytree(pipeline / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(pipeline / name, folder / name)
+
+
+def _commit(pipeline: Path) -> str:
+    if not (pipeline / "dvc.yaml").is_file():
+        raise DataError(f"{pipeline} holds no pipeline: there is no dvc.yaml")
+    if (pipeline / ".git").exists():
+        head = ["git", "-C", str(pipeline), "rev-parse", "HEAD"]
+        return subprocess.run(head, capture_output=True, text=True, check=True).stdout.strip()
+    commit = os.environ.get("MRSE_COMMIT")
+    if not commit:
+        raise DataError(f"{pipeline} is no git checkout, and MRSE_COMMIT does not say of which commit it is")
+    return commit
+
+
+def _set(raw: dict[str, Any], dotted: str, value: Any) -> None:
+    *path, key = dotted.split(".")
+    target: Any = raw
+    for part in path:
+        target = target.setdefault(part, {}) if isinstance(target, dict) else None
+    if not isinstance(target, dict):
+        raise ConfigError(f"the run's parameters: {dotted}: no such key")
+    target[key] = value
+
+
+def _services(pipeline: Path, params: str) -> config.ServicesConfig:
+    return config.parse(yaml.safe_load(params), "the run's parameters").services.under(pipeline)
+
+
+def _environment(folder: Path, pipeline: Path, ordered: Plan) -> dict[str, str]:
+    """What a stage finds in its environment: its own code, and services that outlive the workspace."""
+    services = _services(pipeline, ordered.params)
+    return os.environ | {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": str(folder),
+        "MRSE_COMMIT": ordered.commit,
+        "MRSE_MILVUS_URI": services.milvus_uri,
+        "MLFLOW_TRACKING_URI": services.mlflow_uri,
+        "MRSE_STATE_DIR": services.state_dir,
+        "MRSE_CACHE_DIR": services.cache_dir,
+    }
+
+
+def _dvc(task: str, folder: Path, environment: Mapping[str, str], *arguments: str) -> None:
+    """Run DVC and pass its output on; where it fails, the reason is the task's own message or DVC's last error."""
+    tail: deque[str] = deque(maxlen=50)
+    command = [sys.executable, "-m", "dvc", *arguments]
+    with subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            print(line, end="", file=sys.stderr, flush=True)
+            tail.append(line.strip())
+    if process.returncode:
+        own = [line for line in tail if line.startswith(f"{task}: ")]
+        errors = [line.removeprefix("ERROR: ") for line in tail if line.startswith("ERROR: ")]
+        raise ExchangeFailed([f"{task}: dvc {arguments[0]} ended with {process.returncode}", *errors, *own][-1])
+
+
+def _told(folder: Path, told: spec.Told | None) -> str | None:
+    return None if told is None else str(read_json(folder / told.file)[told.key])
+
+
+def _main(arguments: argparse.Namespace) -> None:
+    pipeline = pipeline_folder()
+    if arguments.do == "checkout":
+        checkout(arguments.run, pipeline, arguments.folder)
+        return
+    remote = os.environ.get("MRSE_DVC_REMOTE") or str((pipeline / ".mrse" / "dvc-remote").resolve())
+    first, *handed = json.loads(os.environ["MRSE_HANDED"])
+    ordered, results = Plan(**first), [Result(**result) for result in handed if result is not None]
+    if arguments.do == "keep":
+        hand_on(keep(pipeline, ordered, results, remote))
+    else:
+        locks = [result.lock for result in results]
+        hand_on(asdict(run_stage(arguments.stage, pipeline, ordered, locks, remote)))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m components.exchange", description="See the module's docstring.")
+    does = parser.add_subparsers(dest="do", required=True)
+    does.add_parser("run", help="run one stage").add_argument("stage")
+    does.add_parser("keep", help="file the run with its MLflow run")
+    restore = does.add_parser("checkout", help="restore a run's data and model")
+    restore.add_argument("run", help="id of the MLflow run, or its beginning")
+    restore.add_argument("folder", type=Path, help="where to; a new or empty folder")
+    return parser
+
+
+if __name__ == "__main__":
+    try:
+        _main(_parser().parse_args())
+    except MrseError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(1) from None

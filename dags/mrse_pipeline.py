@@ -1,0 +1,240 @@
+"""What the DAGs of MRSE share: a task for each stage of `dvc.yaml`, run as its `component.yaml` says.
+
+Nothing here knows what a stage does. `MRSE_RUNNER` says where stages run: `local` (the default) is a process on the
+worker, by the Python that `MRSE_PYTHON` names; `kubernetes` is a pod of the component's image, which the Airflow
+variable `mrse_images` names by digest. Either way a task is `python -m components.exchange …` and hands on what that
+prints.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from airflow.providers.standard.hooks.subprocess import SubprocessHook
+from airflow.sdk import Asset, BaseOperator, BaseOperatorLink, Context, TriggerRule, task
+from airflow.sdk.exceptions import AirflowException, AirflowFailException
+from airflow.sdk.execution_time.xcom import XCom
+
+from components import exchange, spec
+from mrse.errors import MrseError
+from mrse.layout import GATE_REPORT, VALIDATION_DOCS
+
+PIPELINE = Path(os.environ.get("MRSE_PIPELINE") or Path(__file__).resolve().parents[1])
+RUNNER = os.environ.get("MRSE_RUNNER", "local")
+
+_PLAN = "plan"
+_RESULT = "/airflow/xcom/return.json"  # where the sidecar of KubernetesPodOperator looks for what is handed on
+_RETRY = {
+    "retry_delay": timedelta(seconds=30),
+    "retry_exponential_backoff": True,
+    "max_retry_delay": timedelta(minutes=15),
+}
+
+
+class RunPage(BaseOperatorLink):
+    """From the task that files a run with MLflow to the run's page there, or to a report filed with it."""
+
+    def __init__(self, name: str, report: Path | None = None) -> None:
+        self._name, self._report = name, report
+
+    @property
+    def name(self) -> str:
+        """What the button says."""
+        return self._name
+
+    @property
+    def xcom_key(self) -> str:
+        """Where Airflow keeps the link."""
+        return f"link_{self._name.replace(' ', '_').lower()}"
+
+    def get_link(self, operator: BaseOperator, *, ti_key: Any) -> str:
+        """The page; empty where MLflow has no server, and so no pages."""
+        page = (XCom.get_value(ti_key=ti_key, key="return_value") or {}).get("page", "")
+        return f"{page}/artifacts/{exchange.ARTIFACT}/{self._report}" if page and self._report else page
+
+
+_PAGES = (
+    RunPage("MLflow run"),
+    RunPage("Gate report", GATE_REPORT),
+    RunPage("Data Docs", VALIDATION_DOCS / "index.html"),
+)
+
+
+class Process(BaseOperator):
+    """A component's command as a process on the worker; its last line, as JSON, is what the task hands on.
+
+    Args:
+        arguments: what Python runs; templated.
+        handed: JSON of what the tasks before handed on; templated.
+    """
+
+    template_fields = ("arguments", "handed")
+
+    def __init__(self, *, arguments: Sequence[str], handed: str, pages: Sequence[RunPage] = (), **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.arguments, self.handed = list(arguments), handed
+        self.operator_extra_links = tuple(pages)
+        self._hook = SubprocessHook()
+
+    def execute(self, context: Context) -> Any:
+        """Run the command; where it fails, its last line is the reason."""
+        environment = os.environ | {
+            "MRSE_HANDED": self.handed,
+            "MRSE_PIPELINE": str(PIPELINE),
+            "PYTHONPATH": str(PIPELINE),
+        }
+        python = os.environ.get("MRSE_PYTHON") or sys.executable
+        done = self._hook.run_command([python, *self.arguments], env=environment, cwd=str(PIPELINE))
+        if done.exit_code < 0:
+            raise AirflowException(f"{self.task_id}: killed by signal {-done.exit_code}")
+        if done.exit_code:
+            raise AirflowException(done.output or f"{self.task_id}: ended with exit code {done.exit_code}")
+        return json.loads(done.output)
+
+    def on_kill(self) -> None:
+        """End the command with the task."""
+        self._hook.send_sigterm()
+
+
+def plan_task() -> Any:
+    """The task that settles commit and parameters; a bad parameter fails it at once, with every wrong key named."""
+
+    @task(task_id=_PLAN, retries=0, doc_md="Settle the commit and the parameters of this run.")
+    def plan(params: dict[str, Any], dag_run: Any) -> dict[str, Any]:
+        # A run without a logical date (an API trigger) is of the day on which it may start.
+        end = params["end"] or (dag_run.logical_date or dag_run.run_after).date().isoformat()
+        try:
+            return asdict(
+                exchange.plan(PIPELINE, end, params["days"], params["overrides"], params["force_because"] or "")
+            )
+        except MrseError as error:
+            raise AirflowFailException(str(error)) from None
+
+    return plan()
+
+
+def stage_tasks(planned: Any) -> None:
+    """A task for each stage, the checks after stages that decide, and the one that files the run, after `planned`."""
+    found = spec.stages(PIPELINE)
+    components = {name: spec.component(PIPELINE, name) for name in found}
+    tasks = {name: _stage_task(stage, components[name]) for name, stage in found.items()}
+    for name, stage in found.items():
+        planned >> tasks[name]
+        [tasks[before] for before in stage.after] >> tasks[name]
+    for name, component in components.items():
+        if component.decides is not None:
+            readers = [tasks[other] for other, stage in found.items() if component.decides.file in stage.reads]
+            tasks[name] >> _check(name, component.decides) >> readers
+    maker = next(component for component in components.values() if component.makes_run is not None)
+    filing = command_task(
+        "file_run",
+        maker,
+        ["-m", "components.exchange", "keep"],
+        after=[_PLAN, *found],
+        pages=_PAGES,
+        trigger_rule=TriggerRule.NONE_FAILED,
+        doc_md="File `dvc.lock`, parameters, costs and reports with the MLflow run.",
+    )
+    list(tasks.values()) >> filing
+
+
+def command_task(
+    task_id: str, component: spec.Component, arguments: list[str], after: Sequence[str] = (), **settings: Any
+) -> BaseOperator:
+    """A task that runs Python in a component's environment, with its resources, retries, timeout and pool.
+
+    Args:
+        task_id: the task's name.
+        component: whose environment it is.
+        arguments: what Python runs.
+        after: the tasks whose results it is handed.
+        settings: of the operator.
+    """
+    common: dict[str, Any] = {
+        "task_id": task_id,
+        "retries": component.retries,
+        "execution_timeout": timedelta(minutes=component.timeout_minutes),
+        "pool": component.pool,
+        "on_failure_callback": say_why,
+        **_RETRY,
+        **settings,
+    }
+    handed = f"{{{{ ti.xcom_pull(task_ids={list(after)!r}) | list | tojson }}}}"
+    if RUNNER == "local":
+        return Process(arguments=arguments, handed=handed, **common)
+    if RUNNER == "kubernetes":
+        return _pod(component, arguments, handed, **common)
+    raise ValueError(f"MRSE_RUNNER is {RUNNER!r}; it must be local or kubernetes")
+
+
+def say_why(context: Context) -> None:
+    """Log the one-line reason of a failed task, the component's own where it gave one."""
+    lines = [line.strip() for line in str(context.get("exception")).splitlines() if line.strip()]
+    name = context["ti"].task_id
+    own = [line for line in lines if line.startswith(f"{name}: ")]
+    logging.getLogger(__name__).error("%s", ([*own, *lines] or [f"{name} failed without a message"])[0])
+
+
+def _stage_task(stage: spec.Stage, component: spec.Component) -> BaseOperator:
+    return command_task(
+        stage.name,
+        component,
+        ["-m", "components.exchange", "run", stage.name],
+        after=[_PLAN, *stage.after],
+        outlets=[Asset(name) for name in component.updates],
+        doc_md=stage.desc,
+    )
+
+
+def _check(stage: str, decides: spec.Decision) -> BaseOperator:
+    wanted = " or ".join(decides.goes_on)
+
+    @task.short_circuit(
+        task_id=f"{stage}_goes_on",
+        ignore_downstream_trigger_rules=False,
+        doc_md=f"Goes on where {stage} says {wanted}; else what follows is skipped.",
+    )
+    def goes_on(ti: Any) -> bool:
+        outcome = ti.xcom_pull(task_ids=stage)["outcome"]
+        logging.getLogger(__name__).info("%s says %s; what follows runs on %s", stage, outcome, wanted)
+        return outcome in decides.goes_on
+
+    checked: BaseOperator = goes_on().operator
+    return checked
+
+
+def _pod(component: spec.Component, arguments: list[str], handed: str, **common: Any) -> BaseOperator:
+    # Imported here: the Kubernetes client takes a second, which a local DAG need not wait for.
+    from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
+    from kubernetes.client import V1ResourceRequirements
+
+    pages = common.pop("pages", ())
+    asked = {name: amount for name, amount in component.resources.items() if name != "gpu"}
+    extended = {"nvidia.com/gpu": component.resources["gpu"]} if "gpu" in component.resources else {}
+    pod: BaseOperator = KubernetesPodOperator(
+        name=component.image,
+        image=f"{{{{ var.json.mrse_images['{component.name}'] }}}}",
+        cmds=["python"],
+        arguments=arguments,
+        env_vars={"MRSE_HANDED": handed, "MRSE_RESULT": _RESULT},
+        pod_template_file=str(PIPELINE / "k8s" / "pod.yaml"),
+        container_resources=V1ResourceRequirements(
+            requests=asked | extended, limits={"memory": component.resources["memory"]} | extended
+        ),
+        termination_message_policy="FallbackToLogsOnError",
+        log_pod_spec_on_failure=False,
+        startup_timeout_seconds=600,
+        deferrable=True,
+        do_xcom_push=True,
+        **common,
+    )
+    pod.operator_extra_links = (*pod.operator_extra_links, *pages)
+    return pod

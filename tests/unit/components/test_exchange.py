@@ -1,0 +1,226 @@
+"""The exchange on a pipeline of two tiny stages: own workspaces, `dvc.lock` handed on, finished stages found again."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import yaml
+
+from components import exchange, spec
+from components.exchange import ExchangeFailed, Plan, Result, current, merged, plan, run_stage
+from mrse.errors import ConfigError, DataError
+
+# `count` writes how often it ran into the shared home, so that a run which should not happen is seen.
+PIPELINE = """
+stages:
+  first:
+    cmd: python components/first/work.py
+    deps: [components/first]
+    params: [train.seed]
+    outs: [out/first.txt]
+    metrics: [out/first.json]
+  second:
+    cmd: python components/second/work.py
+    deps: [components/second, out/first.txt]
+    outs: [out/second.txt]
+"""
+FIRST = """
+import os, pathlib
+ran = pathlib.Path(os.environ["MRSE_STATE_DIR"], "ran")
+ran.parent.mkdir(parents=True, exist_ok=True)
+ran.open("a").write("first\\n")
+pathlib.Path(os.environ["MRSE_COST"]).write_text('{"seconds": 0.5, "peak_mib": 7.0}')
+out = pathlib.Path("out")
+out.mkdir(exist_ok=True)
+(out / "first.txt").write_text(pathlib.Path("params.yaml").read_text())
+(out / "first.json").write_text('{"outcome": "HOLD"}')
+"""
+SECOND = """
+import pathlib, sys
+text = pathlib.Path("out/first.txt").read_text()
+if "seed: 13" in text:
+    sys.exit("second: thirteen is an unlucky seed")
+pathlib.Path("out/second.txt").write_text(text.upper())
+"""
+COMPONENT = {
+    "image": "mrse-x",
+    "command": ["python"],
+    "extras": [],
+    "resources": {"cpu": "1", "memory": "1Gi"},
+    "retries": 1,
+    "timeout_minutes": 5,
+    "pool": "default_pool",
+}
+
+
+@pytest.fixture
+def pipeline(tmp_path: Path) -> Path:
+    folder = tmp_path / "pipeline"
+    for name, code in {"first": FIRST, "second": SECOND}.items():
+        component = folder / "components" / name
+        component.mkdir(parents=True)
+        (component / "work.py").write_text(code)
+        told = {"decides": {"file": "out/first.json", "key": "outcome", "goes_on": ["PROMOTE"]}}
+        spec_of = COMPONENT | {"name": name} | (told if name == "first" else {})
+        (component / "component.yaml").write_text(yaml.safe_dump(spec_of))
+    (folder / "mrse").mkdir()
+    (folder / "mrse" / "nothing.txt").write_text("")
+    (folder / "dvc.yaml").write_text(PIPELINE)
+    (folder / ".dvcignore").write_text("")
+    (folder / "params.yaml").write_text(yaml.safe_dump({"snapshot": {"end": "2026-03-15"}, "train": {"seed": 1}}))
+    git(folder, "init", "--quiet")
+    git(folder, "add", "--all")
+    git(folder, "commit", "--quiet", "--message", "pipeline")
+    return folder
+
+
+def git(folder: Path, *arguments: str) -> None:
+    subprocess.run(["git", "-c", "user.name=t", "-c", "user.email=t@example.org", *arguments], cwd=folder, check=True)
+
+
+def run(stage: str, pipeline: Path, ordered: Plan, *before: Result) -> Result:
+    return run_stage(stage, pipeline, ordered, [result.lock for result in before], str(pipeline.parent / "remote"))
+
+
+def runs(pipeline: Path) -> int:
+    return len((pipeline / ".mrse" / "state" / "ran").read_text().splitlines())
+
+
+def test_stages_hand_on_their_files_through_the_remote(pipeline: Path) -> None:
+    ordered = plan(pipeline, "2026-03-16")
+    first = run("first", pipeline, ordered)
+    second = run("second", pipeline, ordered, first)
+    assert (first.ran, first.seconds, first.peak_mib, first.outcome) == (True, 0.5, 7.0, "HOLD")
+    assert set(yaml.safe_load(second.lock)["stages"]) == {"first", "second"}
+    assert not (pipeline / "out").exists()
+    assert not (pipeline / "dvc.lock").exists()
+
+
+def test_a_retry_finds_the_finished_stage_and_its_metrics(pipeline: Path) -> None:
+    ordered = plan(pipeline, "2026-03-16")
+    first = run("first", pipeline, ordered)
+    again = run("first", pipeline, ordered)
+    assert not again.ran
+    assert again.lock == first.lock
+    assert again.outcome == "HOLD"
+    assert runs(pipeline) == 1
+    forced = run("first", pipeline, plan(pipeline, "2026-03-16", force="a test"))
+    assert forced.ran
+    assert runs(pipeline) == 2
+
+
+def test_a_failed_stage_gives_its_own_one_line_reason(pipeline: Path) -> None:
+    ordered = plan(pipeline, "2026-03-16", overrides={"train.seed": 13})
+    first = run("first", pipeline, ordered)
+    with pytest.raises(ExchangeFailed, match=r"^second: thirteen is an unlucky seed$"):
+        run("second", pipeline, ordered, first)
+
+
+def test_what_is_run_is_the_commit_not_the_working_tree(pipeline: Path) -> None:
+    ordered = plan(pipeline, "2026-03-16")
+    (pipeline / "components" / "first" / "work.py").write_text("raise SystemExit('an edit that is not committed')")
+    assert run("first", pipeline, ordered).ran
+
+
+def test_an_image_of_another_commit_is_refused(pipeline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (pipeline / ".git").rename(pipeline.parent / "git")
+    monkeypatch.setenv("MRSE_COMMIT", "b" * 40)
+    ordered = plan(pipeline, "2026-03-16")
+    assert run("first", pipeline, ordered).ran
+    monkeypatch.setenv("MRSE_COMMIT", "c" * 40)
+    with pytest.raises(DataError, match="use its image"):
+        run("first", pipeline, ordered)
+
+
+def test_two_runs_at_once_do_no_harm(pipeline: Path) -> None:
+    def both(seed: int) -> Result:
+        ordered = plan(pipeline, "2026-03-16", overrides={"train.seed": seed})
+        return run("second", pipeline, ordered, run("first", pipeline, ordered))
+
+    with ThreadPoolExecutor(2) as pool:
+        one, two = pool.map(both, (1, 2))
+    assert one.lock != two.lock
+    assert {out["path"] for out in yaml.safe_load(one.lock)["stages"]["second"]["outs"]} == {"out/second.txt"}
+
+
+def test_an_unreachable_remote_is_one_message(pipeline: Path) -> None:
+    (pipeline.parent / "remote").write_text("a file where a folder should be")
+    with pytest.raises(ExchangeFailed) as failed:
+        run("first", pipeline, plan(pipeline, "2026-03-16"))
+    assert len(str(failed.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"end": "someday"}, "snapshot.end"),
+        ({"end": "2026-03-16", "days": 2}, "no training day"),
+        ({"end": "2026-03-16", "overrides": {"train.sed": 3}}, "train.sed"),
+        ({"end": "2026-03-16", "overrides": {"train.seed.x": 3}}, "train.seed.x"),
+    ],
+)
+def test_a_bad_parameter_is_named(pipeline: Path, changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        plan(pipeline, **changes)  # type: ignore[arg-type]
+
+
+def test_locks_of_branches_are_merged_and_of_different_runs_refused() -> None:
+    def lock(**stages: int) -> str:
+        return yaml.safe_dump({"schema": "2.0", "stages": {name: {"outs": value} for name, value in stages.items()}})
+
+    assert yaml.safe_load(merged([lock(a=1, b=2), lock(a=1, c=3)])) == yaml.safe_load(lock(a=1, b=2, c=3))
+    assert merged([]) == ""
+    with pytest.raises(DataError, match="stage a"):
+        merged([lock(a=1), lock(a=2)])
+
+
+def test_what_a_skipped_task_handed_on_earlier_is_left_out() -> None:
+    def result(stage: str, **stages: int) -> Result:
+        lock = yaml.safe_dump({"schema": "2.0", "stages": {name: {"outs": value} for name, value in stages.items()}})
+        return Result(stage, lock, True, 0.0, 0.0, 0.0, None, None)
+
+    first, gate = result("first", first=1), result("gate", first=1, gate=2)
+    assert current([first, gate, result("swap", first=1, gate=1, swap=1)]) == [first, gate]
+    assert current([first, gate, result("swap", first=1, gate=2, swap=1)])[-1].stage == "swap"
+
+
+def test_the_command_says_one_line_and_fails(pipeline: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "components.exchange", "checkout", "none", str(pipeline)],
+        cwd=Path(exchange.__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (1, f"{pipeline} is not empty\n")
+
+
+def test_stages_come_in_order_and_after_those_they_need(tmp_path: Path) -> None:
+    stages = {
+        "last": {"cmd": "x", "deps": ["b/file", "a"]},
+        "middle": {"cmd": "x", "deps": ["a/one"], "outs": ["b"]},
+        "first": {"cmd": "x", "outs": [{"a": {"persist": True}}]},
+    }
+    (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
+    found = spec.stages(tmp_path)
+    assert {name: stage.after for name, stage in found.items()} == {
+        "first": (),
+        "middle": ("first",),
+        "last": ("middle",),
+    }
+    stages["first"]["deps"] = ["b"]
+    (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
+    with pytest.raises(DataError, match="circle"):
+        spec.stages(tmp_path)
+
+
+@pytest.mark.parametrize("broken", [{"pol": "x"}, {"decides": {"file": "a"}}])
+def test_a_wrong_key_of_a_component_is_named(pipeline: Path, broken: dict[str, object]) -> None:
+    path = pipeline / "components" / "first" / "component.yaml"
+    path.write_text(yaml.safe_dump(COMPONENT | {"name": "first"} | broken))
+    with pytest.raises(DataError, match=r"component\.yaml: wrong or missing key"):
+        spec.component(pipeline, "first")

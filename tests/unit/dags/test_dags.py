@@ -1,0 +1,127 @@
+"""The DAGs as Airflow loads them: a task for each stage, settings from component.yaml, no network, both runners."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+pytest.importorskip("airflow", reason="Airflow is not installed: pip install -c constraints.txt -e '.[airflow]'")
+
+ROOT = Path(__file__).parents[3]
+STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+
+# Run in a process of its own: Airflow reads its settings when imported, and connects to nothing here.
+LOAD = """
+import json, socket, sys, time
+def refuse(*_):
+    raise OSError("a DAG opened a connection")
+socket.socket.connect = refuse
+from airflow.dag_processing.dagbag import DagBag
+started = time.process_time()
+bag = DagBag(sys.argv[1])
+seconds = time.process_time() - started
+def told(task):
+    links = [link.name for link in task.operator_extra_links]
+    return {"upstream": sorted(task.upstream_task_ids), "retries": task.retries, "pool": task.pool, "doc": task.doc_md,
+            "timeout": task.execution_timeout and task.execution_timeout.total_seconds() / 60, "links": links,
+            "type": type(task).__name__, "rule": str(task.trigger_rule.value),
+            "outlets": [asset.name for asset in task.outlets], "fields": {name: getattr(task, name) for name in
+            ("image", "arguments", "cmds", "handed", "env_vars") if isinstance(getattr(task, name, None), (str, list))}}
+print(json.dumps({"errors": bag.import_errors, "seconds": seconds, "dags": {
+    name: {"tasks": {task.task_id: told(task) for task in dag.tasks}, "catchup": dag.catchup,
+           "active": dag.max_active_runs, "doc": dag.doc_md, "params": dag.params.dump()}
+    for name, dag in bag.dags.items()}}))
+"""
+
+
+def load(home: Path, **environment: str) -> Any:
+    code = [sys.executable, "-c", LOAD, str(ROOT / "dags")]
+    settings = {
+        "AIRFLOW_HOME": str(home),
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "AIRFLOW__LOGGING__LOGGING_LEVEL": "ERROR",
+        "PYTHONPATH": f"{ROOT}:{ROOT / 'dags'}",
+    }
+    done = subprocess.run(code, env=os.environ | settings | environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return load(tmp_path_factory.mktemp("airflow"))
+
+
+@pytest.fixture(scope="module")
+def pods(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return load(tmp_path_factory.mktemp("airflow"), MRSE_RUNNER="kubernetes")
+
+
+def test_every_dag_loads_quickly_and_says_what_it_is(local: Any) -> None:
+    assert local["errors"] == {}
+    assert set(local["dags"]) == {"mrse_daily", "mrse_rollback"}
+    assert local["seconds"] < 2
+    for dag in local["dags"].values():
+        assert dag["doc"].startswith("### ")
+        assert dag["active"] == 1
+        assert not dag["catchup"]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_task_is_set_as_its_component_says(local: Any, stage: str) -> None:
+    spec = yaml.safe_load((ROOT / "components" / stage / "component.yaml").read_text(encoding="utf-8"))
+    task = local["dags"]["mrse_daily"]["tasks"][stage]
+    assert (task["retries"], task["timeout"], task["pool"]) == (spec["retries"], spec["timeout_minutes"], spec["pool"])
+    assert task["doc"] == STAGES[stage]["desc"]
+    assert task["outlets"] == spec.get("updates", [])
+    assert task["fields"]["arguments"] == ["-m", "components.exchange", "run", stage]
+
+
+def test_what_follows_the_gate_waits_for_its_decision(local: Any) -> None:
+    tasks = local["dags"]["mrse_daily"]["tasks"]
+    assert tasks["gate_goes_on"]["upstream"] == ["gate"]
+    assert all("gate_goes_on" in tasks[stage]["upstream"] for stage in ("build_index", "swap_index"))
+    assert set(tasks["file_run"]["upstream"]) == set(STAGES)
+    assert tasks["file_run"]["rule"] == "none_failed"
+    assert tasks["file_run"]["links"] == ["MLflow run", "Gate report", "Data Docs"]
+
+
+def test_the_same_tasks_run_as_pods(local: Any, pods: Any) -> None:
+    assert pods["errors"] == {}
+    for name, dag in local["dags"].items():
+        others = pods["dags"][name]["tasks"]
+        assert {task: told["upstream"] for task, told in dag["tasks"].items()} == {
+            task: told["upstream"] for task, told in others.items()
+        }
+    train = pods["dags"]["mrse_daily"]["tasks"]["train"]
+    assert train["type"] == "KubernetesPodOperator"
+    assert train["fields"]["image"] == "{{ var.json.mrse_images['train'] }}"
+    assert train["fields"]["arguments"] == ["-m", "components.exchange", "run", "train"]
+
+
+def test_a_stage_added_to_the_pipeline_appears(tmp_path: Path) -> None:
+    pipeline = tmp_path / "pipeline"
+    component = pipeline / "components" / "extra"
+    component.mkdir(parents=True)
+    for stage in STAGES:
+        (pipeline / "components" / stage).symlink_to(ROOT / "components" / stage)
+    spec = yaml.safe_load((ROOT / "components" / "gate" / "component.yaml").read_text(encoding="utf-8"))
+    spec = {key: value for key, value in spec.items() if key != "decides"} | {"name": "extra"}
+    (component / "component.yaml").write_text(yaml.safe_dump(spec))
+    extra = {"cmd": "python -m components.extra", "deps": ["data/profiles"], "desc": "More."}
+    (pipeline / "dvc.yaml").write_text(yaml.safe_dump({"stages": {**STAGES, "extra": extra}}))
+    tasks = load(tmp_path / "home", MRSE_PIPELINE=str(pipeline))["dags"]["mrse_daily"]["tasks"]
+    assert tasks["extra"]["upstream"] == ["build_profiles", "plan"]
+
+
+def test_an_unknown_runner_is_an_import_error_that_names_it(tmp_path: Path) -> None:
+    errors = load(tmp_path, MRSE_RUNNER="kubernets")["errors"]
+    assert all("MRSE_RUNNER is 'kubernets'; it must be local or kubernetes" in error for error in errors.values())
+    assert len(errors) == 2

@@ -1,0 +1,86 @@
+"""The manifests: every overlay renders, fits the schema of the oldest and newest Kubernetes, and is restricted."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+K8S = Path(__file__).parents[2] / "k8s"
+OVERLAYS = sorted(path.name for path in (K8S / "overlays").iterdir())
+VERSIONS = ("1.29.0", "1.37.0")
+
+
+def rendered(overlay: str) -> list[dict[str, Any]]:
+    kubectl = shutil.which("kubectl")
+    if kubectl is None:
+        pytest.skip("kubectl is not installed")
+    command = [kubectl, "kustomize", str(K8S / "overlays" / overlay)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return list(yaml.safe_load_all(done.stdout))
+
+
+def pod() -> dict[str, Any]:
+    return yaml.safe_load((K8S / "pod.yaml").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_every_object_fits_the_schema(overlay: str, version: str) -> None:
+    validate = pytest.importorskip("kubernetes_validate", reason="kubernetes-validate is not installed")
+    for thing in [*rendered(overlay), pod()]:
+        validate.validate(thing, version, strict=True)  # an unknown kind raises, too
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_nothing_secret_is_written_down(overlay: str) -> None:
+    things = rendered(overlay)
+    assert all(thing["kind"] != "Secret" for thing in things)
+    services = next(thing for thing in things if thing["kind"] == "ConfigMap")
+    assert not any(word in key for key in services["data"] for word in ("TOKEN", "PASSWORD", "SECRET", "KEY"))
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_a_stage_may_do_little_and_reach_little(overlay: str) -> None:
+    things = rendered(overlay)
+    namespace = next(thing for thing in things if thing["kind"] == "Namespace")
+    assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+    policies = {thing["metadata"]["name"]: thing["spec"] for thing in things if thing["kind"] == "NetworkPolicy"}
+    closed = policies.pop("mrse-nothing")
+    assert closed == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+    for policy in policies.values():
+        assert policy["policyTypes"] == ["Egress"]
+        assert all(rule["to"] and rule["ports"] for rule in policy["egress"])
+    rules = [rule for thing in things if thing["kind"] == "Role" for rule in thing["rules"]]
+    assert all("*" not in rule["verbs"] + rule["resources"] for rule in rules)
+    assert not any("secrets" in rule["resources"] for rule in rules)
+
+
+def test_the_pod_of_a_stage_passes_the_restricted_standard() -> None:
+    spec = pod()["spec"]
+    (container,) = spec["containers"]
+    assert spec["securityContext"]["runAsNonRoot"]
+    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert spec["automountServiceAccountToken"] is False
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert all(set(volume) <= {"name", "emptyDir", "persistentVolumeClaim"} for volume in spec["volumes"])
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_pod_names_what_the_overlays_make(overlay: str) -> None:
+    made = {(thing["kind"], thing["metadata"]["name"]) for thing in rendered(overlay)}
+    spec = pod()["spec"]
+    assert ("ServiceAccount", spec["serviceAccountName"]) in made
+    assert ("PriorityClass", spec["priorityClassName"]) in made
+    assert ("ConfigMap", spec["containers"][0]["envFrom"][0]["configMapRef"]["name"]) in made
+    claims = [volume["persistentVolumeClaim"]["claimName"] for volume in spec["volumes"] if "emptyDir" not in volume]
+    assert {("PersistentVolumeClaim", claim) for claim in claims} <= made
