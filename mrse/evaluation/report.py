@@ -234,9 +234,10 @@ def histogram(changes_Q: Floats) -> dict[str, Any]:
 
 
 def _tone(figures: Mapping[str, Any], margin: float | None) -> str:
+    """A slice is a gain where that is still shown among so many slices (`improved`)."""
     if figures["lower"] is None:
         return "unknown"
-    if figures["lower"] > 0:
+    if figures.get("improved", figures["lower"] > 0):
         return "gain"
     return "loss" if figures["upper"] < -(margin or 0.0) else "open"
 
