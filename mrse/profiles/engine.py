@@ -7,9 +7,9 @@ while DuckDB works on one query, the next ones are built.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import sleep
@@ -79,7 +79,7 @@ class DuckDB:
         files = []
         for rows in parts:
             files.append(self._file())
-            self._execute(f"COPY ({self._backend.compile(rows)}) TO '{files[-1]}' ({_KEPT})")
+            self._execute(f"COPY ({self._backend.compile(rows)}) TO {_quoted(files[-1])} ({_KEPT})")
         self._begun.append(self._behind.submit(self._give_back))
         return self._view(files, parts[0].schema())
 
@@ -112,7 +112,7 @@ class DuckDB:
         columns = (
             f'CAST("{column}" AS {DuckDBType.to_string(found)}) AS "{column}"' for column, found in schema.items()
         )
-        listed = ", ".join(f"'{file}'" for file in files)
+        listed = ", ".join(map(_quoted, files))
         self._execute(f'CREATE TEMP VIEW "{name}" AS SELECT {", ".join(columns)} FROM read_parquet([{listed}])')
         return ops.DatabaseTable(name, schema, self._backend).to_expr()
 
@@ -128,7 +128,8 @@ class DuckDB:
     def write(self, parts: Sequence[ir.Table], path: Path, schema: pa.Schema) -> int:
         self._catch_up()
         batches = itertools.chain.from_iterable(self._batches(rows, schema) for rows in parts)
-        written = write_parquet(_ahead(batches), path, schema)
+        with closing(_ahead(batches)) as ahead:  # or a disk that is full would leave the next batch in the making
+            written = write_parquet(ahead, path, schema)
         self._give_back()
         return written
 
@@ -146,7 +147,12 @@ class DuckDB:
         pa.default_memory_pool().release_unused()
 
 
-def _ahead(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+def _quoted(file: Path) -> str:
+    text = str(file).replace("'", "''")
+    return f"'{text}'"
+
+
+def _ahead(batches: Iterator[pa.RecordBatch]) -> Generator[pa.RecordBatch]:
     """The same, the next one being made while the last is written: writing runs on one thread."""
     with ThreadPoolExecutor(1) as maker:
         coming = maker.submit(next, batches, None)

@@ -46,8 +46,8 @@ def test_what_is_kept_comes_back_with_its_types(tmp_path: Path) -> None:
 
 def test_parts_are_written_in_their_order(tmp_path: Path) -> None:
     schema = pa.schema({"number": pa.int64()})
-    with duckdb(CONFIG, tmp_path / "spill") as engine:
-        kept = engine.put(pa.table({"number": [3, 1, 2]}))
+    with duckdb(CONFIG, tmp_path / "it's here") as engine:
+        kept = engine.keep(engine.put(pa.table({"number": [3, 1, 2]})))
         parts = [kept.filter(kept.number > 1).order_by("number"), kept.filter(kept.number > 9), kept.order_by("number")]
         assert engine.write(parts, tmp_path / "out.parquet", schema) == 5
     assert pq.read_table(tmp_path / "out.parquet").to_pydict() == {"number": [2, 3, 1, 2, 3]}
