@@ -265,7 +265,7 @@ def _example(evidence: Evidence, row: int, metric: str, pictures: Mapping[int, s
         name: {
             "value": float(side.scored.values[metric][row]),
             "first": _first_hit(side.ranking_QK[row].tolist(), wanted),
-            "items": [_card(evidence, at, wanted, pictures) for at in _shown(side, row)],
+            "items": [_card(evidence, at, wanted, pictures, rank) for rank, at in listed(side.ranking_QK[row], wanted)],
         }
         for name, side in (("reference", evidence.reference), ("challenger", evidence.challenger))
     }
@@ -290,19 +290,34 @@ def _first_hit(ranking: list[int], wanted: set[int]) -> int | None:
     return next((place for place, item in enumerate(ranking, 1) if item in wanted), None)
 
 
-def _shown(side: Result, row: int) -> list[int]:
-    return [int(at) for at in side.ranking_QK[row][:_SHOWN] if at != EMPTY]
+def listed(ranking_K: npt.NDArray[np.integer[Any]], wanted: set[int]) -> list[tuple[int, int]]:
+    """The first results with their ranks; the last is the first hit, where that comes later: it is what changed."""
+    ranked = [(rank, int(at)) for rank, at in enumerate(ranking_K, 1) if at != EMPTY]
+    hit = next((found for found in ranked if found[1] in wanted), None)
+    late = [hit] if hit is not None and hit[0] > _SHOWN else []
+    return ranked[: _SHOWN - len(late)] + late
 
 
-def _card(evidence: Evidence, at: int, wanted: set[int], pictures: Mapping[int, str]) -> dict[str, Any]:
+def _card(evidence: Evidence, at: int, wanted: set[int], pictures: Mapping[int, str], rank: int = 0) -> dict[str, Any]:
     items = evidence.items
-    return {"id": items.ids[at], "title": items.titles[at], "hit": at in wanted, "picture": pictures.get(at)}
+    late = rank if rank > _SHOWN else None
+    return {
+        "id": items.ids[at],
+        "title": items.titles[at],
+        "hit": at in wanted,
+        "picture": pictures.get(at),
+        "late": late,
+    }
 
 
 def _thumbnails(evidence: Evidence, rows: list[int], store: ImageStore) -> dict[int, str]:
     """Small pictures as data URIs by item position; a picture that cannot be read is left out."""
-    used = {at for row in rows for side in (evidence.challenger, evidence.reference) for at in _shown(side, row)}
-    used |= {at for row in rows for at in evidence.asked.relevant[row][:_SHOWN]}
+    relevant = {row: evidence.asked.relevant[row] for row in rows}
+    sides = evidence.challenger, evidence.reference
+    used = {
+        at for row, wanted in relevant.items() for side in sides for _, at in listed(side.ranking_QK[row], set(wanted))
+    }
+    used |= {at for wanted in relevant.values() for at in wanted[:_SHOWN]}
     named = [(at, image) for at in sorted(used) if (image := evidence.items.images[at]) is not None]
     pictures = {}
     for place, data in store.read_many([image for _, image in named]):

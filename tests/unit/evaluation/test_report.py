@@ -1,8 +1,10 @@
 """What the gate's page makes of figures."""
 
+import numpy as np
 import pytest
 
-from mrse.evaluation.report import forest
+from mrse.evaluation.ranking import EMPTY
+from mrse.evaluation.report import forest, listed
 
 
 def slice_of(lower: float, upper: float, improved: bool) -> dict[str, object]:
@@ -24,3 +26,12 @@ def test_a_slice_is_green_where_its_gain_holds_among_all_slices(figures, tone) -
     decision = {"primary": whole, "slices": {"tail": figures}, "guardrails": {}, "definitions": {}}
     first, second = forest(decision)["rows"]
     assert (first["tone"], second["tone"]) == ("gain", tone)
+
+
+def test_a_list_shows_its_first_hit_however_late() -> None:
+    ranking_K = np.array([7, 3, 9, 1, 4, 8, 2, 5, EMPTY])
+    first_six = [(1, 7), (2, 3), (3, 9), (4, 1), (5, 4), (6, 8)]
+    assert listed(ranking_K, {4, 5}) == first_six
+    assert listed(ranking_K, {5}) == [*first_six[:5], (8, 5)]
+    assert listed(ranking_K, {6}) == first_six
+    assert listed(ranking_K[6:], set()) == [(1, 2), (2, 5)]
