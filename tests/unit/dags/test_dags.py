@@ -93,6 +93,15 @@ def test_what_follows_the_gate_waits_for_its_decision(local: Any) -> None:
     assert tasks["file_run"]["links"] == ["MLflow run", "Gate report", "Data Docs"]
 
 
+@pytest.mark.parametrize("runner", ["local", "pods"])
+def test_a_rollback_is_tried_once(request: pytest.FixtureRequest, runner: str) -> None:
+    tasks = request.getfixturevalue(runner)["dags"]["mrse_rollback"]["tasks"]
+    assert set(tasks) == {"rollback"}
+    task = tasks["rollback"]
+    assert (task["retries"], task["pool"], task["outlets"]) == (0, "mrse_index", ["mrse/live-index"])
+    assert task["fields"]["arguments"] == ["-m", "components.rollback", "{{ params.version or '' }}"]
+
+
 def test_the_same_tasks_run_as_pods(local: Any, pods: Any) -> None:
     assert pods["errors"] == {}
     for name, dag in local["dags"].items():
