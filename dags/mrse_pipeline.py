@@ -18,6 +18,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import yaml
 from airflow.providers.standard.hooks.subprocess import SubprocessHook
 from airflow.sdk import Asset, BaseOperator, BaseOperatorLink, Context, TriggerRule, task
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
@@ -217,6 +218,8 @@ def _pod(component: spec.Component, arguments: list[str], handed: str, **common:
     from kubernetes.client import V1ResourceRequirements
 
     pages = common.pop("pages", ())
+    template = PIPELINE / "k8s" / "pod.yaml"
+    (stage,) = yaml.safe_load(template.read_text(encoding="utf-8"))["spec"]["containers"]
     asked = {name: amount for name, amount in component.resources.items() if name != "gpu"}
     extended = {"nvidia.com/gpu": component.resources["gpu"]} if "gpu" in component.resources else {}
     pod: BaseOperator = KubernetesPodOperator(
@@ -225,7 +228,9 @@ def _pod(component: spec.Component, arguments: list[str], handed: str, **common:
         cmds=["python"],
         arguments=arguments,
         env_vars={"MRSE_HANDED": handed, "MRSE_RESULT": _RESULT},
-        pod_template_file=str(PIPELINE / "k8s" / "pod.yaml"),
+        pod_template_file=str(template),
+        # The namespace refuses a pod of which one container may do more than the restricted standard allows.
+        xcom_sidecar_container_security_context=stage["securityContext"],
         container_resources=V1ResourceRequirements(
             requests=asked | extended, limits={"memory": component.resources["memory"]} | extended
         ),
