@@ -1,8 +1,8 @@
 """A stage anywhere: in a process or in a pod, in a workspace of its own, its files exchanged through DVC.
 
 `python -m components.exchange run STAGE` makes a workspace from the pipeline at its commit, takes `dvc.lock` from the
-tasks before (merged where branches meet), runs `dvc repro --single-item --pull STAGE`, pushes what came out, and prints
-a `Result` with the new `dvc.lock` as its last line. Two tasks never share a workspace; what they share is the DVC
+tasks before (merged where branches meet), runs `dvc repro --single-item --pull STAGE`, pushes what came out, and hands
+on a `Result` with the new `dvc.lock`. Two tasks never share a workspace; what they share is the DVC
 remote. A stage that has finished before, in this run or another, is found in DVC's run cache and not run again.
 
 A stage ends with its exchange, however that ends. Told to stop by SIGTERM, the exchange removes its workspace; what one
@@ -16,7 +16,7 @@ What the tasks before handed on stands in the environment, which a pod takes as 
 | `MRSE_PIPELINE` | folder that holds the pipeline, a git checkout or an image's copy; default: this file's |
 | `MRSE_COMMIT` | the commit of a pipeline that is no git checkout |
 | `MRSE_DVC_REMOTE` | URL or folder of the DVC remote; default: `.mrse/dvc-remote` of the pipeline's folder |
-| `MRSE_RESULT` | file that also receives the `Result` |
+| `MRSE_RESULT` | file that receives the `Result`; where it names none the `Result` is printed |
 
 `keep` files the final `dvc.lock`, the parameters, the costs and the reports with the stage's MLflow run, and
 `checkout RUN FOLDER` restores a run's data and model from there.
@@ -271,10 +271,11 @@ def checkout(run: str, pipeline: Path, into: Path) -> None:
 
 
 def hand_on(told: Any) -> None:
-    """Print what a task hands on as the last line, and write it to `MRSE_RESULT` where that names a file."""
+    """Write what a task hands on, as JSON, to the file that `MRSE_RESULT` names; print it where it names none."""
     if os.environ.get("MRSE_RESULT"):
         write_json(Path(os.environ["MRSE_RESULT"]), told)
-    print(json.dumps(told))
+    else:
+        print(json.dumps(told))
 
 
 def pipeline_folder() -> Path:

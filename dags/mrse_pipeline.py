@@ -3,12 +3,11 @@
 Nothing here knows what a stage does. `MRSE_RUNNER` says where stages run: `local` (the default) is a process on the
 worker, by the Python that `MRSE_PYTHON` names; `kubernetes` is a pod of the component's image, which the Airflow
 variable `mrse_images` names by digest. Either way a task is `python -m components.exchange …` and hands on what that
-prints.
+writes to the file `MRSE_RESULT`.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
@@ -16,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
@@ -26,6 +26,7 @@ from airflow.sdk.execution_time.xcom import XCom
 
 from components import exchange, spec
 from mrse.errors import MrseError
+from mrse.jsonfile import read_json
 from mrse.layout import GATE_REPORT, VALIDATION_DOCS
 
 PIPELINE = Path(os.environ.get("MRSE_PIPELINE") or Path(__file__).resolve().parents[1])
@@ -70,7 +71,7 @@ _PAGES = (
 
 
 class Process(BaseOperator):
-    """A component's command as a process on the worker; its last line, as JSON, is what the task hands on.
+    """A component's command as a process on the worker; what it writes to `MRSE_RESULT` is what the task hands on.
 
     Args:
         arguments: what Python runs; templated.
@@ -87,9 +88,16 @@ class Process(BaseOperator):
 
     def execute(self, context: Context) -> Any:
         """Run the command; where it fails, its last line is the reason."""
+        with TemporaryDirectory() as scratch:
+            result = Path(scratch) / "result.json"
+            self._run(result)
+            return read_json(result)
+
+    def _run(self, result: Path) -> None:
         environment = os.environ | {
             "MRSE_HANDED": self.handed,
             "MRSE_PIPELINE": str(PIPELINE),
+            "MRSE_RESULT": str(result),
             "PYTHONPATH": str(PIPELINE),
         }
         python = os.environ.get("MRSE_PYTHON") or sys.executable
@@ -98,7 +106,6 @@ class Process(BaseOperator):
             raise AirflowException(f"{self.task_id}: killed by signal {-done.exit_code}")
         if done.exit_code:
             raise AirflowException(done.output or f"{self.task_id}: ended with exit code {done.exit_code}")
-        return json.loads(done.output)
 
     def on_kill(self) -> None:
         """End the command with the task."""

@@ -54,6 +54,13 @@ task = DagBag(sys.argv[1]).dags["mrse_daily"].task_dict["train"]
 print(json.dumps(ApiClient().sanitize_for_serialization(task.build_pod_request_obj(dry_run=True))))
 """
 
+CHATTY = """
+import json
+from mrse_pipeline import Process
+code = "import sys; from components.exchange import hand_on; hand_on({'it': 1}); print('bye', file=sys.stderr)"
+print(json.dumps(Process(task_id="chatty", arguments=["-c", code], handed="[]").execute({})))
+"""
+
 
 def load(home: Path, script: str = LOAD, **environment: str) -> Any:
     code = [sys.executable, "-c", script, str(ROOT / "dags")]
@@ -127,6 +134,10 @@ def test_the_same_tasks_run_as_pods(local: Any, pods: Any) -> None:
     assert train["type"] == "KubernetesPodOperator"
     assert train["fields"]["image"] == "{{ var.json.mrse_images['train'] }}"
     assert train["fields"]["arguments"] == ["-m", "components.exchange", "run", "train"]
+
+
+def test_a_process_may_print_after_it_has_handed_on(tmp_path: Path) -> None:
+    assert load(tmp_path, CHATTY) == {"it": 1}
 
 
 def test_the_pod_of_a_stage_is_one_that_its_namespace_takes(tmp_path: Path) -> None:
