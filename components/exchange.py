@@ -3,7 +3,8 @@
 `python -m components.exchange run STAGE` makes a workspace from the pipeline at its commit, takes `dvc.lock` from the
 tasks before (merged where branches meet), runs `dvc repro --single-item --pull STAGE`, pushes what came out, and hands
 on a `Result` with the new `dvc.lock`. Two tasks never share a workspace; what they share is the DVC
-remote. A stage that has finished before, in this run or another, is found in DVC's run cache and not run again.
+remote. A stage that has finished before, in this run or another, is found in DVC's run cache and not run again; `gate`,
+`build_index` and `swap_index` always run, since they depend on what is live (`persist` in `dvc.yaml`).
 
 A stage ends with its exchange, however that ends. Told to stop by SIGTERM, the exchange removes its workspace; what one
 that was killed has left, the next one removes.
