@@ -84,6 +84,7 @@ airflow: $(VENV)/.airflow ## Airflow with the DAGs, on this machine alone; print
 	wait
 
 images: ## The components' images, tagged with the commit
+	@test -z "$$(git status --porcelain)" || { echo "make images: commit first: images say of which commit they are" >&2; exit 1; }
 	$(BUILD_IMAGE) --target build -t $(REGISTRY)/mrse-base:$(TAG)-build -f components/Dockerfile .
 	$(BUILD_IMAGE) --build-arg COMMIT=$(COMMIT) --build-arg VERSION=$(TAG) --target runtime \
 		-t $(REGISTRY)/mrse-base:$(TAG) -f components/Dockerfile .

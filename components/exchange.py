@@ -1,9 +1,13 @@
 """A stage anywhere: in a process or in a pod, in a workspace of its own, its files exchanged through DVC.
 
 `python -m components.exchange run STAGE` makes a workspace from the pipeline at its commit, takes `dvc.lock` from the
-tasks before (merged where branches meet), runs `dvc repro --single-item --pull STAGE`, pushes what came out, and prints
-a `Result` with the new `dvc.lock` as its last line. Two tasks never share a workspace; what they share is the DVC
-remote. A stage that has finished before, in this run or another, is found in DVC's run cache and not run again.
+tasks before (merged where branches meet), runs `dvc repro --single-item --pull STAGE`, pushes what came out, and hands
+on a `Result` with the new `dvc.lock`. Two tasks never share a workspace; what they share is the DVC
+remote. A stage that has finished before, in this run or another, is found in DVC's run cache and not run again; `gate`,
+`build_index` and `swap_index` always run, since they depend on what is live (`persist` in `dvc.yaml`).
+
+A stage ends with its exchange, however that ends. Told to stop by SIGTERM, the exchange removes its workspace; what one
+that was killed has left, the next one removes.
 
 What the tasks before handed on stands in the environment, which a pod takes as easily as a process:
 
@@ -13,7 +17,7 @@ What the tasks before handed on stands in the environment, which a pod takes as 
 | `MRSE_PIPELINE` | folder that holds the pipeline, a git checkout or an image's copy; default: this file's |
 | `MRSE_COMMIT` | the commit of a pipeline that is no git checkout |
 | `MRSE_DVC_REMOTE` | URL or folder of the DVC remote; default: `.mrse/dvc-remote` of the pipeline's folder |
-| `MRSE_RESULT` | file that also receives the `Result` |
+| `MRSE_RESULT` | file that receives the `Result`; where it names none the `Result` is printed |
 
 `keep` files the final `dvc.lock`, the parameters, the costs and the reports with the stage's MLflow run, and
 `checkout RUN FOLDER` restores a run's data and model from there.
@@ -25,6 +29,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -34,11 +39,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import yaml
 
-from components import spec
+from components import leash, spec
 from mrse import config, tracking
 from mrse.errors import ConfigError, DataError, MrseError
 from mrse.jsonfile import read_json, write_json, write_text
@@ -266,10 +272,11 @@ def checkout(run: str, pipeline: Path, into: Path) -> None:
 
 
 def hand_on(told: Any) -> None:
-    """Print what a task hands on as the last line, and write it to `MRSE_RESULT` where that names a file."""
+    """Write what a task hands on, as JSON, to the file that `MRSE_RESULT` names; print it where it names none."""
     if os.environ.get("MRSE_RESULT"):
         write_json(Path(os.environ["MRSE_RESULT"]), told)
-    print(json.dumps(told))
+    else:
+        print(json.dumps(told))
 
 
 def pipeline_folder() -> Path:
@@ -292,10 +299,30 @@ def _is_cached(folder: Path, path: str) -> bool:
 
 @contextmanager
 def _workspace(pipeline: Path, ordered: Plan, lock: str, remote: str) -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="mrse.") as name:
+    _sweep()
+    # What a stage told to stop still writes must not turn the reason into another one; the next sweep takes the rest.
+    with tempfile.TemporaryDirectory(prefix=f"mrse.{os.getpid()}.", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         _furnish(folder, pipeline, ordered, lock, remote)
         yield folder
+
+
+def _sweep() -> None:
+    """Remove the workspaces whose process is dead: it was killed before it could."""
+    for left in Path(tempfile.gettempdir()).glob("mrse.*.*"):
+        owner = left.name.split(".")[1]
+        if owner.isdigit() and not _alive(int(owner)):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def _furnish(folder: Path, pipeline: Path, ordered: Plan, lock: str, remote: str) -> None:
@@ -368,9 +395,16 @@ def _environment(folder: Path, pipeline: Path, ordered: Plan) -> dict[str, str]:
 def _dvc(task: str, folder: Path, environment: Mapping[str, str], *arguments: str) -> None:
     """Run DVC and pass its output on; where it fails, the reason is the task's own message or DVC's last error."""
     tail: deque[str] = deque(maxlen=50)
-    command = [sys.executable, "-m", "dvc", *arguments]
+    command = [sys.executable, leash.__file__, sys.executable, "-m", "dvc", *arguments]
     with subprocess.Popen(
-        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command,
+        cwd=folder,
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
     ) as process:
         assert process.stdout is not None
         for line in process.stdout:
@@ -384,6 +418,11 @@ def _dvc(task: str, folder: Path, environment: Mapping[str, str], *arguments: st
 
 def _told(folder: Path, told: spec.Told | None) -> str | None:
     return None if told is None else str(read_json(folder / told.file)[told.key])
+
+
+def _stop(signum: int, _: FrameType | None) -> None:
+    signal.signal(signum, signal.SIG_IGN)  # what it unwinds is not to be broken off
+    raise SystemExit(128 + signum)
 
 
 def _main(arguments: argparse.Namespace) -> None:
@@ -413,6 +452,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _stop)
     try:
         _main(_parser().parse_args())
     except MrseError as error:

@@ -4,8 +4,9 @@ Each task is a stage of `dvc.yaml`. `plan` settles the commit and the parameters
 its own and hands on `dvc.lock`. Where the gate says HOLD or REJECT, `build_index` and `swap_index` are skipped and what
 is live stays. `file_run` files `dvc.lock`, parameters, costs and reports with the MLflow run.
 
-A stage that has finished before is not run again, so a retry and a cleared day are cheap. To run a day again from the
-start, trigger the DAG with its `end` and say in `force_because` why.
+A stage that has finished before is not run again, so a retry and a cleared day are cheap; `gate`, `build_index` and
+`swap_index` always run, since they depend on what is live. To run a day again from the start, trigger the DAG with its
+`end` and say in `force_because` why.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ PARAMS = {
         None,
         type=["null", "string"],
         title="Run finished stages anew, because",
-        description="The reason; empty: a stage that has finished before is not run again.",
+        description="The reason; empty: only what depends on what is live runs again.",
     ),
 }
 

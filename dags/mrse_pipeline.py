@@ -3,12 +3,11 @@
 Nothing here knows what a stage does. `MRSE_RUNNER` says where stages run: `local` (the default) is a process on the
 worker, by the Python that `MRSE_PYTHON` names; `kubernetes` is a pod of the component's image, which the Airflow
 variable `mrse_images` names by digest. Either way a task is `python -m components.exchange …` and hands on what that
-prints.
+writes to the file `MRSE_RESULT`.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
@@ -16,8 +15,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import yaml
 from airflow.providers.standard.hooks.subprocess import SubprocessHook
 from airflow.sdk import Asset, BaseOperator, BaseOperatorLink, Context, TriggerRule, task
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
@@ -25,6 +26,7 @@ from airflow.sdk.execution_time.xcom import XCom
 
 from components import exchange, spec
 from mrse.errors import MrseError
+from mrse.jsonfile import read_json
 from mrse.layout import GATE_REPORT, VALIDATION_DOCS
 
 PIPELINE = Path(os.environ.get("MRSE_PIPELINE") or Path(__file__).resolve().parents[1])
@@ -69,7 +71,7 @@ _PAGES = (
 
 
 class Process(BaseOperator):
-    """A component's command as a process on the worker; its last line, as JSON, is what the task hands on.
+    """A component's command as a process on the worker; what it writes to `MRSE_RESULT` is what the task hands on.
 
     Args:
         arguments: what Python runs; templated.
@@ -86,9 +88,16 @@ class Process(BaseOperator):
 
     def execute(self, context: Context) -> Any:
         """Run the command; where it fails, its last line is the reason."""
+        with TemporaryDirectory() as scratch:
+            result = Path(scratch) / "result.json"
+            self._run(result)
+            return read_json(result)
+
+    def _run(self, result: Path) -> None:
         environment = os.environ | {
             "MRSE_HANDED": self.handed,
             "MRSE_PIPELINE": str(PIPELINE),
+            "MRSE_RESULT": str(result),
             "PYTHONPATH": str(PIPELINE),
         }
         python = os.environ.get("MRSE_PYTHON") or sys.executable
@@ -97,7 +106,6 @@ class Process(BaseOperator):
             raise AirflowException(f"{self.task_id}: killed by signal {-done.exit_code}")
         if done.exit_code:
             raise AirflowException(done.output or f"{self.task_id}: ended with exit code {done.exit_code}")
-        return json.loads(done.output)
 
     def on_kill(self) -> None:
         """End the command with the task."""
@@ -217,6 +225,8 @@ def _pod(component: spec.Component, arguments: list[str], handed: str, **common:
     from kubernetes.client import V1ResourceRequirements
 
     pages = common.pop("pages", ())
+    template = PIPELINE / "k8s" / "pod.yaml"
+    (stage,) = yaml.safe_load(template.read_text(encoding="utf-8"))["spec"]["containers"]
     asked = {name: amount for name, amount in component.resources.items() if name != "gpu"}
     extended = {"nvidia.com/gpu": component.resources["gpu"]} if "gpu" in component.resources else {}
     pod: BaseOperator = KubernetesPodOperator(
@@ -225,7 +235,9 @@ def _pod(component: spec.Component, arguments: list[str], handed: str, **common:
         cmds=["python"],
         arguments=arguments,
         env_vars={"MRSE_HANDED": handed, "MRSE_RESULT": _RESULT},
-        pod_template_file=str(PIPELINE / "k8s" / "pod.yaml"),
+        pod_template_file=str(template),
+        # The namespace refuses a pod of which one container may do more than the restricted standard allows.
+        xcom_sidecar_container_security_context=stage["securityContext"],
         container_resources=V1ResourceRequirements(
             requests=asked | extended, limits={"memory": component.resources["memory"]} | extended
         ),

@@ -39,4 +39,6 @@ with DAG(
         swap,
         ["-m", "components.rollback", "{{ params.version or '' }}"],
         outlets=[Asset(name) for name in swap.updates],
+        # Without a version, a second attempt after an alias that moved would go back one step more.
+        retries=0,
     )

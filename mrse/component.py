@@ -1,6 +1,7 @@
 """What every `components/<stage>/__main__.py` shares: one optional argument, one clear error, peak memory and time.
 
 Where the environment names a file in `MRSE_COST`, time and memory are also written there: `{"seconds", "peak_mib"}`.
+The peak is that of the largest process: the stage, or one that it started.
 """
 
 from __future__ import annotations
@@ -34,14 +35,16 @@ def run(stage: str, body: Callable[[config.Params, Path], str]) -> None:
     parser = argparse.ArgumentParser(prog=f"python -m components.{stage}")
     parser.add_argument("--workspace", type=Path, default=Path("."), help="folder that holds params.yaml and data/")
     workspace: Path = parser.parse_args().workspace
+    cost = os.environ.pop("MRSE_COST", "")  # of this process: those that it starts write none
     started = time.perf_counter()
     try:
         summary = body(config.load(workspace / "params.yaml"), workspace)
     except MrseError as error:
         print(f"{stage}: {error}", file=sys.stderr)
         raise SystemExit(1) from None
-    peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    both = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    peak_mib = max(resource.getrusage(who).ru_maxrss for who in both) / 1024
     seconds = time.perf_counter() - started
-    if os.environ.get("MRSE_COST"):
-        write_json(Path(os.environ["MRSE_COST"]), {"seconds": seconds, "peak_mib": peak_mib})
+    if cost:
+        write_json(Path(cost), {"seconds": seconds, "peak_mib": peak_mib})
     say(f"{stage}: {summary} ({seconds:.1f} s, peak {peak_mib:.0f} MiB)")

@@ -62,6 +62,7 @@ def test_a_stage_may_do_little_and_reach_little(overlay: str) -> None:
 
 
 def test_the_pod_of_a_stage_passes_the_restricted_standard() -> None:
+    assert pod()["metadata"]["namespace"] == "mrse"
     spec = pod()["spec"]
     (container,) = spec["containers"]
     assert spec["securityContext"]["runAsNonRoot"]
@@ -79,6 +80,7 @@ def test_the_pod_of_a_stage_passes_the_restricted_standard() -> None:
 def test_the_pod_names_what_the_overlays_make(overlay: str) -> None:
     made = {(thing["kind"], thing["metadata"]["name"]) for thing in rendered(overlay)}
     spec = pod()["spec"]
+    assert ("Namespace", pod()["metadata"]["namespace"]) in made
     assert ("ServiceAccount", spec["serviceAccountName"]) in made
     assert ("PriorityClass", spec["priorityClassName"]) in made
     assert ("ConfigMap", spec["containers"][0]["envFrom"][0]["configMapRef"]["name"]) in made

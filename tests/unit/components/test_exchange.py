@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -45,6 +51,12 @@ text = pathlib.Path("out/first.txt").read_text()
 if "seed: 13" in text:
     sys.exit("second: thirteen is an unlucky seed")
 pathlib.Path("out/second.txt").write_text(text.upper())
+"""
+SLOW = """
+import os, pathlib, signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+pathlib.Path(os.environ["MRSE_STATE_DIR"], "pid").write_text(str(os.getpid()))
+time.sleep(60)
 """
 COMPONENT = {
     "image": "mrse-x",
@@ -197,6 +209,48 @@ def test_the_command_says_one_line_and_fails(pipeline: Path) -> None:
         check=False,
     )
     assert (done.returncode, done.stderr) == (1, f"{pipeline} is not empty\n")
+
+
+def until(done: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def is_gone(pid: int) -> bool:
+    """Ended, and be it a zombie that nobody waits for."""
+    command = Path(f"/proc/{pid}/cmdline")
+    return not command.exists() or not command.read_bytes()
+
+
+@pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGKILL])
+def test_a_stage_ends_with_its_exchange_and_leaves_nothing(
+    pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: signal.Signals
+) -> None:
+    (pipeline / "components" / "first" / "work.py").write_text(SLOW)
+    git(pipeline, "commit", "--quiet", "--all", "--message", "slow")
+    scratch, pid = tmp_path / "scratch", pipeline / ".mrse" / "state" / "pid"
+    for folder in (scratch, pid.parent):
+        folder.mkdir(parents=True)
+    ordered = plan(pipeline, "2026-03-16")
+    settings = {"MRSE_PIPELINE": str(pipeline), "MRSE_HANDED": json.dumps([asdict(ordered)]), "TMPDIR": str(scratch)}
+    exchanging = subprocess.Popen(
+        [sys.executable, "-m", "components.exchange", "run", "first"],
+        cwd=Path(exchange.__file__).parents[1],
+        env=os.environ | settings,
+    )
+    until(lambda: pid.exists() and pid.read_text() != "")
+    exchanging.send_signal(by)
+    assert exchanging.wait(60) == (128 + by if by == signal.SIGTERM else -by)
+    until(lambda: is_gone(int(pid.read_text())))
+    (scratch / f"mrse.{os.getpid()}.alive").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(scratch))
+    if by == signal.SIGKILL:
+        assert len(list(scratch.iterdir())) == 2
+        with pytest.raises(ExchangeFailed):
+            run("second", pipeline, ordered)
+    assert [left.name for left in scratch.iterdir()] == [f"mrse.{os.getpid()}.alive"]
 
 
 def test_stages_come_in_order_and_after_those_they_need(tmp_path: Path) -> None:

@@ -40,9 +40,30 @@ print(json.dumps({"errors": bag.import_errors, "seconds": seconds, "dags": {
     for name, dag in bag.dags.items()}}))
 """
 
+# The pod that the operator would send to the API server; a connection that is not set up names no sidecar settings.
+BUILD = """
+import json, sys
+from unittest.mock import Mock, PropertyMock
+from airflow.dag_processing.dagbag import DagBag
+from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
+from kubernetes.client import ApiClient
+unset = ("namespace", *(f"xcom_sidecar_container_{name}" for name in ("image", "resources", "security_context")))
+hook = Mock(**{f"get_{name}.return_value": None for name in unset})
+KubernetesPodOperator.hook = PropertyMock(return_value=hook)
+task = DagBag(sys.argv[1]).dags["mrse_daily"].task_dict["train"]
+print(json.dumps(ApiClient().sanitize_for_serialization(task.build_pod_request_obj(dry_run=True))))
+"""
 
-def load(home: Path, **environment: str) -> Any:
-    code = [sys.executable, "-c", LOAD, str(ROOT / "dags")]
+CHATTY = """
+import json
+from mrse_pipeline import Process
+code = "import sys; from components.exchange import hand_on; hand_on({'it': 1}); print('bye', file=sys.stderr)"
+print(json.dumps(Process(task_id="chatty", arguments=["-c", code], handed="[]").execute({})))
+"""
+
+
+def load(home: Path, script: str = LOAD, **environment: str) -> Any:
+    code = [sys.executable, "-c", script, str(ROOT / "dags")]
     settings = {
         "AIRFLOW_HOME": str(home),
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
@@ -93,6 +114,15 @@ def test_what_follows_the_gate_waits_for_its_decision(local: Any) -> None:
     assert tasks["file_run"]["links"] == ["MLflow run", "Gate report", "Data Docs"]
 
 
+@pytest.mark.parametrize("runner", ["local", "pods"])
+def test_a_rollback_is_tried_once(request: pytest.FixtureRequest, runner: str) -> None:
+    tasks = request.getfixturevalue(runner)["dags"]["mrse_rollback"]["tasks"]
+    assert set(tasks) == {"rollback"}
+    task = tasks["rollback"]
+    assert (task["retries"], task["pool"], task["outlets"]) == (0, "mrse_index", ["mrse/live-index"])
+    assert task["fields"]["arguments"] == ["-m", "components.rollback", "{{ params.version or '' }}"]
+
+
 def test_the_same_tasks_run_as_pods(local: Any, pods: Any) -> None:
     assert pods["errors"] == {}
     for name, dag in local["dags"].items():
@@ -104,6 +134,22 @@ def test_the_same_tasks_run_as_pods(local: Any, pods: Any) -> None:
     assert train["type"] == "KubernetesPodOperator"
     assert train["fields"]["image"] == "{{ var.json.mrse_images['train'] }}"
     assert train["fields"]["arguments"] == ["-m", "components.exchange", "run", "train"]
+
+
+def test_a_process_may_print_after_it_has_handed_on(tmp_path: Path) -> None:
+    assert load(tmp_path, CHATTY) == {"it": 1}
+
+
+def test_the_pod_of_a_stage_is_one_that_its_namespace_takes(tmp_path: Path) -> None:
+    pod = load(tmp_path, BUILD, MRSE_RUNNER="kubernetes")
+    assert pod["metadata"]["namespace"] == "mrse"
+    spec = pod["spec"]
+    assert spec["securityContext"]["runAsNonRoot"]
+    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert [container["name"] for container in spec["containers"]] == ["base", "airflow-xcom-sidecar"]
+    for container in spec["containers"]:
+        assert container["securityContext"]["allowPrivilegeEscalation"] is False
+        assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
 
 
 def test_a_stage_added_to_the_pipeline_appears(tmp_path: Path) -> None:
