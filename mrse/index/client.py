@@ -234,7 +234,7 @@ class Store:
         Each batch waits for the server's answer, so it is never sent faster than it is taken; a server that asks for
         fewer writes is given up to a minute and a half.
         """
-        self._patiently(lambda last: self._call("insert" if last == 0 else "upsert", collection, rows))
+        self._patiently(lambda tried: self._call("insert" if tried == 0 else "upsert", collection, rows))
 
     def load(self, collection: str) -> None:
         """Seal what was written, wait for the index and make the collection searchable."""

@@ -5,14 +5,18 @@ that the model reads of the shard's items). A shard that is found under its name
 by the same call on the same inputs; so what was read is, bit for bit, what a full build would have computed.
 
 Cost: one changed item costs one shard (`build_index.shard_items`). Kept on disk, in `services.cache_dir`: for each item
-4 bytes per dimension and 2 per expert output, 1.8 GB for a million items of the default model.
+4 bytes per dimension and 2 per expert output, 1.8 GB for a million items of the default model; as much for each other
+model of the last day. Builds may share the folder.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
+import time
+import uuid
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -29,6 +33,7 @@ from mrse.model.retriever import Retriever
 from mrse.progress import say, track
 
 _ARRAYS = ("vectors", "bank", "preferences")
+_ABANDONED = 24 * 3600.0  # seconds; what no build has touched for this long is nobody's work any more
 
 
 def embed(
@@ -39,7 +44,8 @@ def embed(
     Args:
         retriever: on `device`.
         shard_items: about how many items a shard has.
-        cache_dir: gets `embedded/<model>/`, in which the shards of this catalogue replace those of any other.
+        cache_dir: gets `embedded/<model>/`, in which the shards of this catalogue replace those of any other. Other
+            models' folders are deleted a day after their last build.
 
     Raises:
         IndexFailed: the catalogue has no items, or a shard cannot be written.
@@ -48,7 +54,7 @@ def embed(
     if count == 0:
         raise IndexFailed("there are no items to index; data/clean/items.parquet is empty")
     folder = cache_dir / "embedded" / retriever.fingerprint[:16]
-    _forget(folder.parent, {folder.name})
+    _claim(folder)
     shards = list(_shards(catalogue.item_ids, shard_items))
     say(f"embedding {count} items in {len(shards)} shard(s)")
     parts, names = [], set()
@@ -62,6 +68,15 @@ def embed(
     return EncodedCatalogue(
         catalogue.item_ids, *(np.concatenate([part[name] for part in parts])[order] for name in _ARRAYS)
     )
+
+
+def _claim(folder: Path) -> None:
+    """Make the folder, and show other builds that it is in use."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        os.utime(folder)
+    except OSError as error:
+        raise IndexFailed(f"{folder}: cannot be written: {error}; services.cache_dir names its place") from None
 
 
 def _shards(item_ids: list[str], shard_items: int) -> Iterator[NDArray[np.int64]]:
@@ -106,9 +121,8 @@ def _read(path: Path) -> dict[str, NDArray[np.generic]] | None:
 def _compute(retriever: Retriever, part: Catalogue, path: Path) -> dict[str, NDArray[np.generic]]:
     encoded = retriever.encode_catalogue(part)
     arrays: dict[str, NDArray[np.generic]] = {name: np.ascontiguousarray(getattr(encoded, name)) for name in _ARRAYS}
-    partial = path.with_suffix(".partial")
+    partial = path.with_name(f"{uuid.uuid4().hex}.partial")  # another build may compute the same shard
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         save_file(arrays, partial)
         partial.replace(path)
     except (OSError, SafetensorError) as error:
@@ -116,10 +130,19 @@ def _compute(retriever: Retriever, part: Catalogue, path: Path) -> dict[str, NDA
     return arrays
 
 
-def _forget(folder: Path, keep: set[str]) -> None:
-    """Delete what is in a folder, but for some names."""
-    for path in folder.glob("*"):
-        if path.name not in keep and path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        elif path.name not in keep:
-            path.unlink(missing_ok=True)
+def _forget(folder: Path, names: set[str]) -> None:
+    """Delete this model's other shards, and once it is a day old what another build may have been at work on."""
+    for shard in folder.glob("*.safetensors"):
+        if shard.name not in names:
+            shard.unlink(missing_ok=True)
+    for partial in filter(_abandoned, folder.glob("*.partial")):
+        partial.unlink(missing_ok=True)
+    for other in filter(_abandoned, folder.parent.iterdir()):
+        shutil.rmtree(other, ignore_errors=True)
+
+
+def _abandoned(path: Path) -> bool:
+    try:
+        return time.time() - path.stat().st_mtime > _ABANDONED
+    except FileNotFoundError:  # another build was faster
+        return False

@@ -224,8 +224,6 @@ def _assert_nothing_left(services, version):
     assert live.champion == version
     assert len(stamps) == 2 and all(stamp.state == "verified" for stamp in stamps.values())
     assert Path(services.state_dir, "swap.lease").read_text() == "{}"
-    assert len(list(Path(services.cache_dir, "embedded").iterdir())) == 1
-    assert not list(Path(services.cache_dir).rglob("*.partial"))
 
 
 def _patiently(run, seconds=180):

@@ -1,5 +1,7 @@
 """Embedding by shards: what was computed is read again bit for bit, what changed is computed anew."""
 
+import os
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -78,12 +80,45 @@ def test_another_model_and_a_damaged_shard_are_computed_anew(catalogue, tmp_path
     other = Counting(seed=2, fingerprint="e" * 64)
     embed(other, catalogue, CPU, 7, tmp_path)
     assert len(other.seen) == COUNT
-    assert [folder.name for folder in (tmp_path / "embedded").iterdir()] == ["e" * 16]
-    damaged = sorted((tmp_path / "embedded").rglob("*.safetensors"))[0]
+    damaged = sorted((tmp_path / "embedded" / ("e" * 16)).iterdir())[0]
     damaged.write_bytes(damaged.read_bytes()[:100])
     again = Counting(seed=2, fingerprint="e" * 64)
     embed(again, catalogue, CPU, 7, tmp_path)
     assert 0 < len(again.seen) < COUNT
+
+
+def test_a_build_leaves_what_another_may_be_using_and_forgets_it_when_it_is_a_day_old(catalogue, tmp_path):
+    first, second = Counting(), Counting(seed=2, fingerprint="e" * 64)
+    embed(first, catalogue, CPU, 7, tmp_path)
+    partial = tmp_path / "embedded" / ("e" * 16) / "x.partial"
+    partial.parent.mkdir()
+    partial.touch()
+    embed(second, catalogue, CPU, 7, tmp_path)
+    again = Counting()
+    embed(again, catalogue, CPU, 7, tmp_path)
+    assert again.seen == [] and partial.exists()
+    yesterday = time.time() - 25 * 3600
+    for path in (partial, tmp_path / "embedded" / ("f" * 16)):
+        os.utime(path, (yesterday, yesterday))
+    embed(Counting(seed=2, fingerprint="e" * 64, stop_after=0), catalogue, CPU, 7, tmp_path)
+    assert [folder.name for folder in (tmp_path / "embedded").iterdir()] == ["e" * 16]
+    assert not partial.exists()
+
+
+def test_a_model_in_use_counts_as_such_however_old_its_shards_are(catalogue, tmp_path):
+    old = tmp_path / "embedded" / ("f" * 16)
+    embed(Counting(), catalogue, CPU, 7, tmp_path)
+    os.utime(old, (0, 0))
+
+    class Beside(Counting):
+        def encode_catalogue(self, part):
+            if not self.seen:  # the other model's build ends while this one is on its way
+                embed(Counting(seed=2, fingerprint="e" * 64), catalogue, CPU, 7, tmp_path)
+            return super().encode_catalogue(part)
+
+    changed = replace(catalogue, titles=[*catalogue.titles[:-1], "another title"])
+    embed(Beside(), changed, CPU, 7, tmp_path)
+    assert old.is_dir()
 
 
 def test_no_items_and_a_full_disk_are_one_error(catalogue, tmp_path, monkeypatch):
@@ -94,6 +129,9 @@ def test_no_items_and_a_full_disk_are_one_error(catalogue, tmp_path, monkeypatch
     def full(*_):
         raise OSError(28, "No space left on device")
 
+    (tmp_path / "file").touch()
+    with pytest.raises(IndexFailed, match=r"file/embedded/f+: cannot be written"):
+        embed(Counting(), catalogue, CPU, 7, tmp_path / "file")
     monkeypatch.setattr("mrse.index.embed.save_file", full)
     with pytest.raises(IndexFailed, match=r"cannot be written.*No space left"):
         embed(Counting(), catalogue, CPU, 7, tmp_path)
