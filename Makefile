@@ -76,11 +76,13 @@ airflow: export AIRFLOW__LOGGING__LOGGING_LEVEL ?= WARNING
 airflow: $(VENV)/.airflow ## Airflow with the DAGs, on this machine alone; prints the login, Ctrl-C ends it
 	airflow db migrate
 	airflow pools import dags/pools.json
-	@trap 'trap "" TERM; kill 0' EXIT; trap exit INT TERM; \
-	airflow dag-processor & airflow triggerer --skip-serve-logs & airflow scheduler --skip-serve-logs & \
-	airflow api-server & \
-	until [ -s $$AIRFLOW_HOME/simple_auth_manager_passwords.json.generated ]; do sleep 1; done; \
-	echo "http://127.0.0.1:$$AIRFLOW__API__PORT  user and password: $$(cat $$AIRFLOW_HOME/simple_auth_manager_passwords.json.generated)"; \
+	@trap 'trap "" TERM; kill 0' EXIT; trap exit INT; trap 'exit 1' TERM; \
+	daemon() { airflow "$$@"; echo "make airflow: $$1 has ended, and so the others do" >&2; kill $$$$; }; \
+	daemon dag-processor & daemon triggerer --skip-serve-logs & daemon scheduler --skip-serve-logs & daemon api-server & \
+	login=$$AIRFLOW_HOME/simple_auth_manager_passwords.json.generated; \
+	until [ -s $$login ] && python -c "import socket; socket.create_connection(('127.0.0.1', $$AIRFLOW__API__PORT))" 2>/dev/null; \
+		do sleep 1; done; \
+	echo "http://127.0.0.1:$$AIRFLOW__API__PORT  user and password: $$(cat $$login)"; \
 	wait
 
 images: ## The components' images, tagged with the commit
