@@ -19,9 +19,13 @@ from typing import Any
 from mrse import tracking
 from mrse.config import ServicesConfig
 from mrse.evaluation.wording import change, shown
+from mrse.progress import say
 
 _FIGURES = ("lift", "lower", "upper", "mde", "challenger", "reference", "requests", "alpha")
 _GOLDEN = "golden."  # metrics: primary metric on the golden requests, by system
+_WINDOW = ("window_hash", "window_start", "window_end")
+_TEXTS = ("id", "outcome", "code", "reason", "fingerprint", "reference_name", "metric", *_WINDOW)
+_TAGS = {*_TEXTS, "version", "simulated", "golden_seen"}
 
 
 @dataclass(frozen=True)
@@ -103,12 +107,17 @@ def identity(decision: Mapping[str, Any]) -> str:
 
 
 def read_history(services: ServicesConfig) -> list[Decided]:
-    """Every decision, oldest first; none where MLflow holds nothing yet.
+    """Every decision, oldest first; none where MLflow holds nothing yet. What is no decision of a gate, such as a run
+    made by hand, is left out.
 
     Raises:
         ServiceError: MLflow does not answer.
     """
-    return [_decided(record) for record in tracking.list_records(services, tracking.DECISIONS)]
+    records = tracking.list_records(services, tracking.DECISIONS)
+    whole = [record for record in records if record.tags.keys() >= _TAGS]
+    if len(whole) < len(records):
+        say(f"{tracking.DECISIONS}: {len(records) - len(whole)} runs there are no decisions; left out")
+    return [_decided(record) for record in whole]
 
 
 def look_of(past: Sequence[Decided], window_hash: str, fingerprint: str) -> int:
@@ -184,8 +193,9 @@ def _metrics(decision: Mapping[str, Any]) -> dict[str, float]:
 
 def _decided(record: tracking.Record) -> Decided:
     tags, metrics = record.tags, record.metrics
-    forced = Forced(tags["forced_by"], tags["forced_reason"], tags["forced_at"]) if "forced_by" in tags else None
-    names = ("id", "outcome", "code", "reason", "fingerprint", "reference_name", "metric")
+    # Tags are written one by one: an override that was cut off is none, and is made again by the same command.
+    whole = {"forced_by", "forced_reason", "forced_at"} <= tags.keys()
+    forced = Forced(tags["forced_by"], tags["forced_reason"], tags["forced_at"]) if whole else None
     return Decided(
         run_id=record.run_id,
         made=record.made,
@@ -196,5 +206,5 @@ def _decided(record: tracking.Record) -> Decided:
         golden={name.removeprefix(_GOLDEN): value for name, value in metrics.items() if name.startswith(_GOLDEN)},
         golden_seen=tags["golden_seen"] == "True",
         forced=forced,
-        **{name: tags[name] for name in (*names, "window_hash", "window_start", "window_end")},
+        **{name: tags[name] for name in _TEXTS},
     )

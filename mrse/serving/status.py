@@ -110,7 +110,7 @@ def _forced(services: ServicesConfig, live: Live) -> list[str]:
     """Who put the live version there in spite of the gate, where somebody did."""
     version = tracking.get_version(services, live.stamp.model_version)
     tags = {} if version is None else version.tags
-    if "forced_by" not in tags:
+    if "forced_over" not in tags:  # written last
         return []
     return [_row("forced", f"by {tags['forced_by']} over {tags['forced_over']}: {tags['forced_reason']}")]
 

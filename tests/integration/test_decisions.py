@@ -100,6 +100,20 @@ def test_an_override_is_kept_for_good_and_holds_when_the_gate_runs_again(shop: P
         force(services(shop), shop, version, "again", "Bob")
 
 
+def test_an_override_that_was_cut_off_and_a_run_made_by_hand_stop_nothing(shop: Path) -> None:
+    version = train(shop, "random")
+    decide(shop)
+    (ruled,) = read_history(services(shop))
+    tracking.tag_version(services(shop), version, {"forced_by": "Ada"})
+    tracking.tag_record(services(shop), ruled.run_id, {"forced_by": "Ada", "forced_reason": "none yet"})
+    client = tracking.connect(services(shop))
+    client.create_run(client.get_experiment_by_name(tracking.DECISIONS).experiment_id)  # type: ignore[union-attr]
+    assert read_history(services(shop)) == [ruled]
+    assert decide(shop)["outcome"] == "REJECT"
+    force(services(shop), shop, version, "The supplier changed all titles", "Bob")
+    assert decide(shop)["forced"]["by"] == "Bob"
+
+
 def test_an_override_gets_past_a_champion_that_cannot_be_read(shop: Path) -> None:
     """The way out of docs/operations.md: without it every night would be a HOLD."""
     tracking.set_champion(services(shop), train(shop, "older format"))
