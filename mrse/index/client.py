@@ -236,10 +236,13 @@ class Store:
         """
         self._patiently(lambda tried: self._call("insert" if tried == 0 else "upsert", collection, rows))
 
-    def load(self, collection: str) -> None:
-        """Seal what was written, wait for the index and make the collection searchable."""
+    def seal(self, collection: str) -> None:
+        """Make what was written lasting, and wait for the index. For the builder alone: it writes."""
         self._patiently(lambda _: self._call("flush", collection, timeout=_LOAD_SECONDS))
         self._await_index(collection)
+
+    def load(self, collection: str) -> None:
+        """Make the collection searchable; changes nothing where it is."""
         self._patiently(lambda _: self._call("load_collection", collection, timeout=_LOAD_SECONDS))
 
     def loaded(self, collection: str) -> bool:
