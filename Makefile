@@ -62,8 +62,9 @@ $(VENV)/.bench: $(VENV)/.dev
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[pipeline,dev,airflow,bench]'
 	touch $@
 
-bench: $(VENV)/.bench ## Ratios against peers and limits (minutes)
+bench: $(VENV)/.bench ## Ratios against peers and limits (minutes); benchmarks.gate and .replay ask for a finished run
 	for script in profiles validation features training embedding; do python -m benchmarks.$$script || exit 1; done
+	python -m benchmarks.index --items 10000 --rounds 1
 
 # Not `airflow standalone`: its log servers listen on every address. Logs are read from the same folder here.
 airflow: export AIRFLOW_HOME := $(CURDIR)/.mrse/airflow

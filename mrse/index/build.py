@@ -176,6 +176,7 @@ def fill(store: Store, name: str, stamp: Stamp, content: Content, config: IndexC
     starts = range(0, len(content.item_ids), config.batch_size)
     for start in track(starts, f"filling {name}", unit="batch"):
         store.insert(name, content.rows(start, start + config.batch_size))
+    store.seal(name)
     store.load(name)
 
 

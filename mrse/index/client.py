@@ -14,6 +14,7 @@ import itertools
 import json
 import logging
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -43,7 +44,9 @@ _CALL_SECONDS = 60.0
 _LOAD_SECONDS = 600.0
 _CONNECT_SECONDS = 5.0
 _BUSY_SECONDS = 10.0
+_STACK = re.compile(r"stack trace: (?:\S+:\d+ [^\n:]+\n)*\S+:\d+ [^\n:]+(?:: |$)")  # Go's, amid a message
 _UNKNOWN = (100, 1600)  # Milvus's codes for an unknown collection and an unknown alias
+_NOT_LOADED = (101, 103)  # not at all, not yet whole: for a while after a server was started again
 _FATAL = (100, 1100, 1600)  # codes of calls that fail again however often they are tried
 _LITE_FATAL = (1,)  # on a server: not ready yet
 _TRIES = 4
@@ -236,10 +239,13 @@ class Store:
         """
         self._patiently(lambda tried: self._call("insert" if tried == 0 else "upsert", collection, rows))
 
-    def load(self, collection: str) -> None:
-        """Seal what was written, wait for the index and make the collection searchable."""
+    def seal(self, collection: str) -> None:
+        """Make what was written lasting, and wait for the index. For the builder alone: it writes."""
         self._patiently(lambda _: self._call("flush", collection, timeout=_LOAD_SECONDS))
         self._await_index(collection)
+
+    def load(self, collection: str) -> None:
+        """Make the collection searchable; changes nothing where it is."""
         self._patiently(lambda _: self._call("load_collection", collection, timeout=_LOAD_SECONDS))
 
     def loaded(self, collection: str) -> bool:
@@ -248,12 +254,12 @@ class Store:
 
     def count(self, collection: str) -> int:
         """The number of rows, as of now."""
-        rows = self._call("query", collection, filter="", output_fields=["count(*)"], consistency_level="Strong")
+        rows = self._read("query", collection, filter="", output_fields=["count(*)"], consistency_level="Strong")
         return int(rows[0]["count(*)"])
 
     def ids(self, collection: str, batch_size: int = 8000) -> Iterator[str]:
         """Every item id, in batches, in the order of the store."""
-        iterator = self._call(
+        iterator = self._read(
             "query_iterator", collection, batch_size=batch_size, output_fields=["item_id"], consistency_level="Strong"
         )
         try:
@@ -272,7 +278,7 @@ class Store:
         if not item_ids:
             return {}
         # Not `get`: pymilvus does not escape the ids.
-        rows = self._call("query", collection, filter=one_of(item_ids), output_fields=["item_id", *fields])
+        rows = self._read("query", collection, filter=one_of(item_ids), output_fields=["item_id", *fields])
         return {str(row["item_id"]): dict(row) for row in rows}
 
     def search(
@@ -295,7 +301,7 @@ class Store:
             among: which items may be found.
         """
         params = {name: max(value, k) if name in _CANDIDATES else value for name, value in search_params.items()}
-        found = self._call(
+        found = self._read(
             "search",
             collection,
             data=list(vectors_QD),
@@ -341,6 +347,17 @@ class Store:
         options.setdefault("timeout", _CALL_SECONDS)  # without one, pymilvus tries for many minutes
         return self._translated(method, lambda: getattr(self._client, method)(*arguments, **options))
 
+    def _read(self, method: str, collection: str, **options: Any) -> Any:
+        """A call that reads rows, made once more after loading where Milvus, started again, has not loaded them yet."""
+        try:
+            return self._call(method, collection, **options)
+        except ServiceError as error:
+            if _code(error.__cause__) not in _NOT_LOADED:
+                raise
+            say(f"{error}; loading it for up to {_CALL_SECONDS:.0f} s")
+        self._call("load_collection", collection)
+        return self._call(method, collection, **options)
+
     def _or_none(self, method: str, *arguments: Any) -> Any:
         try:
             return self._call(method, *arguments)
@@ -366,8 +383,7 @@ class Store:
         try:
             return call()
         except (MilvusException, RpcError) as error:
-            reason = (getattr(error, "message", "") or str(error)).strip().partition("\n")[0]  # the rest is Go's stack
-            raise ServiceError(f"Milvus at {self._uri}: {method}: {reason}") from error
+            raise ServiceError(f"Milvus at {self._uri}: {method}: {_reason(error)}") from error
 
     def _patiently(self, attempt: Callable[[int], Any]) -> None:
         for number in itertools.count():
@@ -468,6 +484,12 @@ def _quiet() -> None:
 def _found(hit: Any) -> Found:
     fields = dict(hit["entity"])
     return Found(item_id=str(fields.pop("item_id")), score=float(hit["distance"]), fields=fields)
+
+
+def _reason(error: Exception) -> str:
+    """The first line that is not Go's stack, which may stand before the reason as well as behind it."""
+    message = _STACK.sub("", getattr(error, "message", "") or str(error)).strip(" \n:")
+    return message.partition("\n")[0] or type(error).__name__
 
 
 def _code(error: BaseException | None) -> int | None:

@@ -34,7 +34,7 @@ def told(task):
             "type": type(task).__name__, "rule": str(task.trigger_rule.value),
             "outlets": [asset.name for asset in task.outlets], "fields": {name: getattr(task, name) for name in
             ("image", "arguments", "cmds", "handed", "env_vars") if isinstance(getattr(task, name, None), (str, list))}}
-print(json.dumps({"errors": bag.import_errors, "seconds": seconds, "dags": {
+print(json.dumps({"errors": bag.import_errors, "seconds": seconds, "modules": sorted(sys.modules), "dags": {
     name: {"tasks": {task.task_id: told(task) for task in dag.tasks}, "catchup": dag.catchup,
            "active": dag.max_active_runs, "doc": dag.doc_md, "params": dag.params.dump()}
     for name, dag in bag.dags.items()}}))
@@ -88,7 +88,8 @@ def pods(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def test_every_dag_loads_quickly_and_says_what_it_is(local: Any) -> None:
     assert local["errors"] == {}
     assert set(local["dags"]) == {"mrse_daily", "mrse_rollback"}
-    assert local["seconds"] < 2
+    assert not {"torch", "mlflow", "kubernetes"} & set(local["modules"]), "a scheduler loads DAGs again and again"
+    assert local["seconds"] < 10
     for dag in local["dags"].values():
         assert dag["doc"].startswith("### ")
         assert dag["active"] == 1

@@ -208,6 +208,7 @@ def test_a_server_that_asks_for_fewer_writes_is_given_time(shop, services, monke
         monkeypatch.setattr(store._client, "upsert", throttled)
         row = {"item_id": "a", "title": "", "category": "", "image": "", "price": 1.0, "vector": [1.0, 0, 0, 0]}
         store.insert("mrse_v1_x", [row])
+        store.seal("mrse_v1_x")
         store.load("mrse_v1_x")
         assert store.count("mrse_v1_x") == 1
     assert len(refused) == 8 and max(pauses) == 10.0

@@ -7,7 +7,9 @@ import sys
 import time
 from dataclasses import replace
 
+import numpy as np
 import pytest
+from pymilvus.exceptions import MilvusException
 
 from mrse.config import IndexConfig, ServicesConfig
 from mrse.errors import ConfigError, DataError, IndexFailed, ServiceError
@@ -82,6 +84,54 @@ def test_looking_makes_nothing(local, tmp_path):
     assert not exists(local)
     assert list(tmp_path.iterdir()) == []
     assert exists(ServicesConfig(milvus_uri="http://host:19530")), "a server is asked, not looked for"
+
+
+GO = (
+    "/src/pkg/tracer/stack_trace.go:51 x/pkg/tracer.StackTrace\n/src/client.go:550 x/grpcclient.(*ClientBase[...]).Call"
+)
+REASONS = [
+    (
+        f"attempt #0: stack trace: {GO}: attempt #0: session not found[node=4]",
+        "attempt #0: attempt #0: session not found[node=4]",
+    ),
+    (f"no room: stack trace: {GO}", "no room"),
+    (f"stack trace: {GO}", "MilvusException"),
+    ("collection not found[collection=x]\n/src/a.go:1 b", "collection not found[collection=x]"),
+]
+
+
+@pytest.mark.parametrize(("message", "reason"), REASONS)
+def test_the_reason_is_told_and_not_the_servers_stack(local, monkeypatch, message, reason):
+    def fail(*_, **__):
+        raise MilvusException(message=message)
+
+    with opened(local) as store:
+        monkeypatch.setattr(store._client, "has_collection", fail)
+        with pytest.raises(ServiceError) as caught:
+            store.has("mrse_v1_x")
+    assert str(caught.value) == f"Milvus at {local.milvus_uri}: has_collection: {reason}"
+
+
+def test_what_is_not_loaded_any_more_is_loaded_and_read_once_more(local, monkeypatch):
+    row = {"item_id": "a", "title": "", "category": "", "image": "", "price": 1.0, "vector": [1.0, 0, 0, 0]}
+    vectors_QD = np.eye(1, 4, dtype=np.float32)
+    with opened(local) as store:
+        store.create("mrse_v3_x", IndexConfig(type="FLAT"), STAMP)
+        store.insert("mrse_v3_x", [row])
+        store.seal("mrse_v3_x")
+        reads = [
+            lambda: [hit.item_id for hit in store.search("mrse_v3_x", vectors_QD, 1, {})[0]] == ["a"],
+            lambda: list(store.fetch("mrse_v3_x", ["a"], ["title"])) == ["a"],
+            lambda: list(store.ids("mrse_v3_x")) == ["a"],
+            lambda: store.count("mrse_v3_x") == 1,
+        ]
+        for read in reads:
+            store._client.release_collection("mrse_v3_x")
+            assert read()
+        store._client.release_collection("mrse_v3_x")
+        monkeypatch.setattr(store._client, "load_collection", lambda *_, **__: None)
+        with pytest.raises(ServiceError, match=r"search: .*load"):
+            store.search("mrse_v3_x", vectors_QD, 1, {})
 
 
 def test_closing_lets_the_next_one_in_and_a_busy_folder_names_its_holder(local):

@@ -64,11 +64,11 @@ def test_what_fails_behind_is_raised_where_it_is_asked_for(tmp_path: Path) -> No
 
 
 def test_an_engine_that_is_left_stops_what_it_computes(tmp_path: Path) -> None:
-    numbers = ibis.range(0, 100_000).unnest().name("number").as_table()
+    numbers = ibis.range(0, 10_000_000).unnest().name("number").as_table()
     began = time.monotonic()
     with pytest.raises(KeyboardInterrupt), duckdb(CONFIG, tmp_path) as engine:
         pairs = numbers.cross_join(numbers.rename(other="number"))
-        engine.keep(pairs.group_by("number").agg(most=(pairs.number * pairs.other).max()))
+        engine.keep(pairs.aggregate(most=(pairs.number * pairs.other).max()))
         raise KeyboardInterrupt
-    assert time.monotonic() - began < 5, "ten thousand million pairs were made"
+    assert time.monotonic() - began < 30, "a hundred million million pairs take days"
     assert not list(tmp_path.iterdir())

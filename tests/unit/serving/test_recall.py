@@ -42,6 +42,19 @@ def test_search_finds_what_the_words_say(live, services):
     assert second[1].image is None
 
 
+def test_swaps_and_readers_write_nothing_to_a_collection_that_is_live(shop, services, monkeypatch):
+    params = fake_shop.params_for(services)
+    build(params, shop)
+
+    def refuse(*_, **__):
+        raise AssertionError("only a build seals")
+
+    monkeypatch.setattr("pymilvus.MilvusClient.flush", refuse)
+    swapping.swap(params, shop)
+    with reading(services) as reader:
+        assert ids(reader.search(["red dress"], k=1)) == [["a1"]]
+
+
 def test_a_cut_through_a_tie_goes_by_item_id(live, services):
     with reading(services) as reader:
         assert ids(reader.search(["leather boots"], k=1)) == [["c1"]]
