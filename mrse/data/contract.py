@@ -92,6 +92,7 @@ class SnapshotMeta(BaseModel):
         rows: number of rows of `items`, `events` and `judgments`.
         fingerprint: sha256 over the table files (`fingerprint`).
         image_root: what `items.image` is relative to (`mrse.data.images.ImageStore`), or None.
+        shop: the same on every day of one shop (`mrse.data.sources.shop_of`); empty where nothing tells.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -104,6 +105,7 @@ class SnapshotMeta(BaseModel):
     rows: dict[str, int]
     fingerprint: str
     image_root: str | None = None
+    shop: str = ""
 
 
 def conformed_schema(raw: pa.Schema, table: str, where: str) -> pa.Schema:

@@ -15,6 +15,8 @@ What counts:
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -98,6 +100,18 @@ def take_snapshot(params: Params, workspace: Path) -> SnapshotMeta:
     return meta
 
 
+def shop_of(params: Params) -> str:
+    """What tells a shop from others on all of its days: where its items are, or what simulates it; sha256, 16 digits.
+
+    A hash, as an address may hold a password. Local paths count as they are written, so that a moved workspace is the
+    same shop.
+    """
+    made = params.marketplace
+    simulated: list[str | int] = [made.seed, made.items if made.catalogue is None else made.catalogue]
+    told = simulated if params.snapshot.source == "marketplace" else [str(params.snapshot.files.items)]
+    return hashlib.sha256(json.dumps([params.snapshot.source, *told]).encode()).hexdigest()[:16]
+
+
 def _build(params: Params, workspace: Path, scratch: Path, new: Path) -> SnapshotMeta:
     window = (params.snapshot.start, params.snapshot.stop)
     if params.snapshot.source == "marketplace":
@@ -121,6 +135,7 @@ def _build(params: Params, workspace: Path, scratch: Path, new: Path) -> Snapsho
         rows=rows,
         fingerprint=fingerprint(table_files(new), root=new),
         image_root=source.image_root,
+        shop=shop_of(params),
     )
     write_meta(new, meta)
     return meta

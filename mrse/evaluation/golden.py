@@ -1,9 +1,9 @@
-"""The golden requests: those of the shop's first window, kept as they were, so that slow decay is seen.
+"""The golden requests: those of a shop's first window, kept as they were, so that slow decay is seen.
 
 A window follows the shop: its requests, its shoppers and what they look for change with it. The golden requests do not.
-They are frozen by the first decision and live in MLflow (experiment `mrse-golden`), which every gate can read wherever
-it runs. Each decision scores them by challenger, champion and BM25 over the catalogue of its own day; BM25, which
-learns nothing, tells how much of a fall is the catalogue's.
+They are frozen by the shop's first decision and live in MLflow (experiment `mrse-golden`), which every gate can read
+wherever it runs. Each decision scores them by challenger, champion and BM25 over the catalogue of its own day; BM25,
+which learns nothing, tells how much of a fall is the catalogue's.
 
 Cost: encoding at most `MOST` queries per model.
 """
@@ -38,7 +38,7 @@ class Golden:
 
     Attributes:
         asked: those of which a relevant item is still sold.
-        facts: `source`, `start` and `end` of the window that they were frozen from, `requests`, `sha256`.
+        facts: `shop`, `source`, `start` and `end` of the window that they were frozen from, `requests`, `sha256`.
     """
 
     asked: Asked
@@ -59,7 +59,7 @@ def find_golden(
     item_ids: list[str],
     folder: Path,
 ) -> Golden:
-    """Fetch the golden requests into `folder`, or freeze this window's where there are none yet.
+    """Fetch the shop's golden requests into `folder`, or freeze this window's where there are none yet.
 
     Args:
         services: where MLflow is.
@@ -73,7 +73,7 @@ def find_golden(
     Raises:
         DataError: what MLflow holds is not what was frozen.
     """
-    kept = tracking.list_records(services, tracking.GOLDEN)
+    kept = _kept(services, meta.shop)
     if kept:
         tracking.download_artifacts(services, kept[0].run_id, _ARTIFACT, folder)
     else:
@@ -86,12 +86,16 @@ def find_golden(
 
 
 def keep_golden(services: ServicesConfig, folder: Path) -> None:
-    """Log the golden requests of `folder` where MLflow has none yet."""
-    if tracking.list_records(services, tracking.GOLDEN):
-        return
+    """Log the golden requests of `folder` where MLflow has none of their shop yet."""
     facts = read_json(folder / _FACTS)
-    if facts["requests"]:
+    if facts["requests"] and not _kept(services, facts.get("shop", "")):
         tracking.log_record(services, tracking.GOLDEN, name="golden", tags=facts, metrics={}, artifacts=[folder])
+
+
+def _kept(services: ServicesConfig, shop: str) -> list[tracking.Record]:
+    """The run of this shop: another one's requests want items that this one does not sell."""
+    records = tracking.list_records(services, tracking.GOLDEN)
+    return [record for record in records if record.tags.get("shop", "") == shop]
 
 
 def _freeze(profiles: Path, source: Source, meta: SnapshotMeta, folder: Path) -> None:
@@ -99,8 +103,8 @@ def _freeze(profiles: Path, source: Source, meta: SnapshotMeta, folder: Path) ->
     rows = table.filter(pc.equal(table.column("source"), source)).to_pylist()
     kept = sample(rows, MOST)
     write_parquet(pa.Table.from_pylist(kept, table.schema), folder / _REQUESTS)
-    facts = {"source": source, "start": meta.start.isoformat(), "end": meta.end.isoformat(), "requests": len(kept)}
-    write_json(folder / _FACTS, facts | {"sha256": _sha256(folder / _REQUESTS)})
+    facts = {"shop": meta.shop, "source": source, "start": meta.start.isoformat(), "end": meta.end.isoformat()}
+    write_json(folder / _FACTS, facts | {"requests": len(kept), "sha256": _sha256(folder / _REQUESTS)})
 
 
 def _sha256(path: Path) -> str:

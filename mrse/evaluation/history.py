@@ -1,4 +1,4 @@
-"""All decisions of the gate, as MLflow keeps them (experiment `mrse-decisions`): the shop's history, how many
+"""All decisions of the gate, as MLflow keeps them (experiment `mrse-decisions`): the shops' history, how many
 challengers a window has judged, and which decisions a person overrode.
 
 A decision is one run: what it was about as tags, its figures as metrics, `decision.json` and the report as artifacts.
@@ -51,6 +51,7 @@ class Decided:
         champion_version: the champion's, where there was one.
         reference_name: `champion` or `bm25`.
         window_hash, window_start, window_end: the frozen requests; dates are ISO.
+        shop: whose window it was (`SnapshotMeta.shop`).
         simulated: whether the shop is.
         metric: the primary metric.
         figures: `lift`, `lower`, `upper`, `mde`, `challenger`, `reference`, `requests`, `alpha`, where there are any.
@@ -72,6 +73,7 @@ class Decided:
     window_hash: str
     window_start: str
     window_end: str
+    shop: str
     simulated: bool
     metric: str
     figures: dict[str, float]
@@ -179,6 +181,7 @@ def _tags(decision: Mapping[str, Any]) -> dict[str, str]:
         "window_hash": window["hash"],
         "window_start": window["start"],
         "window_end": window["end"],
+        "shop": window["shop"],
         "simulated": str(window["simulated"]),
         "golden_sha256": decision["golden"]["sha256"],
         "golden_seen": str(decision["golden"]["seen"]),
@@ -201,6 +204,7 @@ def _decided(record: tracking.Record) -> Decided:
         made=record.made,
         version=int(tags["version"]),
         champion_version=int(tags["champion_version"]) if "champion_version" in tags else None,
+        shop=tags.get("shop", ""),
         simulated=tags["simulated"] == "True",
         figures={name: metrics[name] for name in _FIGURES if name in metrics},
         golden={name.removeprefix(_GOLDEN): value for name, value in metrics.items() if name.startswith(_GOLDEN)},

@@ -1,4 +1,4 @@
-"""The page of all decisions: a chart of the champion over days, and every decision with its reason; one file.
+"""The page of a shop's decisions: a chart of the champion over days, and every decision with its reason; one file.
 
 The chart has the primary metric by the end of each decision's window, of the champion on the day's window and on the
 golden requests, and BM25 on the golden requests, which tells what the catalogue alone does.
@@ -51,7 +51,8 @@ def write_history(services: ServicesConfig, path: Path) -> Path:
 
 
 def render(past: Sequence[Decided]) -> str:
-    """The page of these decisions, oldest first; at least one."""
+    """The page of the newest decision's shop; decisions are oldest first, at least one."""
+    past = [each for each in past if each.shop == past[-1].shop]
     environment = Environment(
         loader=PackageLoader("mrse.evaluation", "."),
         autoescape=True,

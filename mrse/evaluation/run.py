@@ -317,6 +317,7 @@ def _window_facts(inputs: Inputs) -> dict[str, Any]:
         "catalogue_items": len(inputs.items.ids),
         "snapshot": meta.fingerprint,
         "data_source": meta.source,
+        "shop": meta.shop,
         "simulated": meta.simulated,
         "note": meta.note,
     }

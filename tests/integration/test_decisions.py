@@ -10,6 +10,7 @@ import pytest
 from components.gate.__main__ import body
 from mrse import tracking
 from mrse.config import Params, ServicesConfig
+from mrse.data.contract import write_meta
 from mrse.errors import DataError
 from mrse.evaluation import champion as champion_module
 from mrse.evaluation import run as run_module
@@ -17,7 +18,7 @@ from mrse.evaluation import scoring
 from mrse.evaluation.history import read_history
 from mrse.evaluation.override import force
 from mrse.jsonfile import read_json, write_json
-from tests.integration.test_gate_run import ToyRetriever, settings, toy_catalogue, write_model, write_shop
+from tests.integration.test_gate_run import ToyRetriever, meta, settings, toy_catalogue, write_model, write_shop
 
 
 @pytest.fixture
@@ -176,6 +177,20 @@ def test_golden_requests_are_those_of_the_first_window_for_ever(shop: Path) -> N
     assert second["golden"]["means"]["bm25"] == golden["means"]["bm25"]
     assert second["golden"]["means"]["challenger"] < golden["means"]["challenger"]
     assert [each.golden["bm25"] for each in read_history(services(shop))] == [golden["means"]["bm25"]] * 2
+
+
+def test_shops_that_share_an_mlflow_have_their_own_golden_requests(shop: Path) -> None:
+    requests = shop / "data/profiles/requests.parquet"
+    tables = {"one": pq.read_table(requests), "other": pq.read_table(requests).slice(100)}
+    train(shop, "good")
+    found = []
+    for name in ("one", "other", "one"):
+        write_meta(shop / "data/clean", meta().model_copy(update={"shop": name}))
+        pq.write_table(tables[name], requests)
+        found.append(decide(shop)["golden"])
+    assert [golden["shop"] for golden in found] == ["one", "other", "one"]
+    assert found[2] == found[0] and found[1]["sha256"] != found[0]["sha256"]
+    assert [each.shop for each in read_history(services(shop))] == ["one", "other"]
 
 
 def test_golden_requests_that_were_changed_are_an_error(shop: Path) -> None:

@@ -90,6 +90,21 @@ def test_three_tables_come_out_sorted_and_described(shop: Path) -> None:
     ]
 
 
+def test_a_shop_is_the_same_on_all_its_days_and_unlike_others() -> None:
+    def shop(source: str, day: int = 15, table: str = "a.parquet", **marketplace: Any) -> str:
+        snapshot = {"source": source, "end": date(2026, 3, day), "files": {"items": table}}
+        return sources.shop_of(config.parse({"snapshot": snapshot, "marketplace": marketplace}))
+
+    shops = [shop("files"), shop("files", table="b.parquet"), shop("marketplace"), shop("marketplace", seed=8)]
+    shops += [shop("marketplace", catalogue="a.parquet"), shop("marketplace", items=6000)]
+    assert len(set(shops)) == len(shops)
+    assert [shop("files", 16), shop("marketplace", 16)] == [shops[0], shops[2]]
+
+
+def test_a_snapshot_says_whose_it_is(shop: Path) -> None:
+    assert take(shop).shop == sources.shop_of(params(items="items.parquet"))
+
+
 def test_the_window_holds_its_first_instant_and_not_its_last(shop: Path) -> None:
     edges = [START - TICK, START, END - TICK, END]
     pq.write_table(events(edges), shop / "events.parquet")
@@ -143,7 +158,8 @@ def hive(folder: Path, rows: pa.Table, days: list[str]) -> None:
         pq.write_table(rows.slice(place, 1), folder / f"dt={day}" / f"{place}.parquet")
 
 
-def test_flat_hive_folder_and_remote_give_the_same_bytes(shop: Path) -> None:
+def test_flat_hive_folder_and_remote_give_the_same_bytes(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "shop_of", lambda params: "one shop")  # else its items' address would tell
     take(shop, events="events.parquet")
     flat = all_bytes(shop)
 

@@ -26,6 +26,7 @@ def decided(day: int, version: int, champion: int | None, outcome: str = "PROMOT
         "window_hash": f"w{day}",
         "window_start": f"2026-02-{day:02}T00:00:00+00:00",
         "window_end": f"2026-03-{day:02}T00:00:00+00:00",
+        "shop": "a shop",
         "simulated": True,
         "metric": "recall_at_50",
         "figures": {
@@ -131,6 +132,11 @@ def test_a_chart_of_nothing_and_of_one_day() -> None:
     assert chart({"x": []})["lines"][0]["points"] == []
     (point,) = chart({"x": [Point("2026-03-01", 0.5)]})["lines"][0]["points"]
     assert 48 < point["x"] < 708
+
+
+def test_the_page_is_of_one_shop() -> None:
+    page = render([decided(1, 1, None), decided(2, 2, None, shop="another shop"), decided(3, 3, 1)])
+    assert "version 3" in page and "version 1" in page and "version 2" not in page
 
 
 def test_the_page_tells_every_decision_and_escapes_what_people_write() -> None:
