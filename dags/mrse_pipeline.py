@@ -31,6 +31,7 @@ from mrse.layout import GATE_REPORT, VALIDATION_DOCS
 
 PIPELINE = Path(os.environ.get("MRSE_PIPELINE") or Path(__file__).resolve().parents[1])
 RUNNER = os.environ.get("MRSE_RUNNER", "local")
+START_SECONDS = int(os.environ.get("MRSE_POD_START_SECONDS", "600"))  # to find room, and as long again to start
 
 _PLAN = "plan"
 _RESULT = "/airflow/xcom/return.json"  # where the sidecar of KubernetesPodOperator looks for what is handed on
@@ -172,6 +173,7 @@ def command_task(
         "execution_timeout": timedelta(minutes=component.timeout_minutes),
         "pool": component.pool,
         "on_failure_callback": say_why,
+        "on_retry_callback": say_why,
         **_RETRY,
         **settings,
     }
@@ -220,16 +222,15 @@ def _check(stage: str, decides: spec.Decision) -> BaseOperator:
 
 
 def _pod(component: spec.Component, arguments: list[str], handed: str, **common: Any) -> BaseOperator:
-    # Imported here: the Kubernetes client takes a second, which a local DAG need not wait for.
-    from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
     from kubernetes.client import V1ResourceRequirements
+    from mrse_pod import StagePod  # here: see there
 
     pages = common.pop("pages", ())
     template = PIPELINE / "k8s" / "pod.yaml"
     (stage,) = yaml.safe_load(template.read_text(encoding="utf-8"))["spec"]["containers"]
     asked = {name: amount for name, amount in component.resources.items() if name != "gpu"}
     extended = {"nvidia.com/gpu": component.resources["gpu"]} if "gpu" in component.resources else {}
-    pod: BaseOperator = KubernetesPodOperator(
+    pod: BaseOperator = StagePod(
         name=component.image,
         image=f"{{{{ var.json.mrse_images['{component.name}'] }}}}",
         cmds=["python"],
@@ -243,7 +244,7 @@ def _pod(component: spec.Component, arguments: list[str], handed: str, **common:
         ),
         termination_message_policy="FallbackToLogsOnError",
         log_pod_spec_on_failure=False,
-        startup_timeout_seconds=600,
+        startup_timeout_seconds=START_SECONDS,
         deferrable=True,
         do_xcom_push=True,
         **common,

@@ -30,17 +30,10 @@ MINUTES = 20.0
 class Airflow:
     """Airflow on a checkout of its own, with the commands a person would type."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, **settings: str) -> None:
         self.shop = folder / "shop"
         self.home = folder / "airflow"
-        self.shop.mkdir()
-        for name in FILES:
-            subprocess.run(["cp", "-r", str(ROOT / name), str(self.shop)], check=True)
-        (self.shop / ".gitignore").write_text("__pycache__\n.mrse\n")
-        (self.shop / "params.yaml").write_text(yaml.safe_dump(TINY))
-        for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "shop"]):
-            identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
-            subprocess.run(["git", *identity, *command], cwd=self.shop, check=True)
+        self.check_out()
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = str(free.getsockname()[1])
@@ -55,10 +48,22 @@ class Airflow:
             "AIRFLOW__API__HOST": "127.0.0.1",
             "AIRFLOW__API__PORT": port,
             "AIRFLOW__SCHEDULER__USE_JOB_SCHEDULE": "False",  # only the runs that the test asks for
+            **settings,
         }
         self.run("db", "migrate")
         self.run("pools", "import", str(self.shop / "dags" / "pools.json"))
         self.daemons = [self._start(arguments) for arguments in DAEMONS]
+
+    def check_out(self) -> None:
+        """Make the checkout that the DAGs run."""
+        self.shop.mkdir()
+        for name in FILES:
+            subprocess.run(["cp", "-r", str(ROOT / name), str(self.shop)], check=True)
+        (self.shop / ".gitignore").write_text("__pycache__\n.mrse\n")
+        (self.shop / "params.yaml").write_text(yaml.safe_dump(TINY))
+        for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "shop"]):
+            identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+            subprocess.run(["git", *identity, *command], cwd=self.shop, check=True)
 
     def run(self, *arguments: str) -> str:
         done = subprocess.run(

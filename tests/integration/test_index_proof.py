@@ -5,14 +5,18 @@ was measured is printed. `MRSE_PROOF_SWAPS` and `MRSE_PROOF_KILLS` make the long
 is a command that kills the server and starts it again.
 """
 
+import contextlib
+import itertools
 import multiprocessing
 import os
+import pkgutil
 import random
-import signal
 import subprocess
 import threading
 import time
+from collections import Counter
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -22,12 +26,14 @@ from mrse.index import swap as stage
 from mrse.index.build import build
 from mrse.index.client import Store, opened
 from mrse.serving.recall import Reader
+from mrse.serving.status import describe
 from tests import fake_shop
 
 _PRELOADED = [
     "tests.fake_shop",
     "mrse.index.swap",
     "mrse.serving.recall",
+    "mrse.serving.status",
     "pymilvus",
     "mlflow.tracking",
     "milvus_lite.db",
@@ -170,70 +176,123 @@ def _percentiles(values):
     return "-" if not values else "/".join(f"{np.percentile(values, q):.1f}" for q in (50, 99))
 
 
-def _stages(workspace, services):
-    """A whole day's end in a process of its own: build, swap, clean up."""
+# What a kill is aimed at: the function that does it, and which of its calls in a run of both stages.
+_PHASES = {
+    "swap": ("mrse.index.swap._go_live", 1),
+    "clean-up": ("mrse.index.swap.cleanup", 1),
+    "reconcile": ("mrse.index.swap.reconcile", 2),  # the one behind the alias: champion moves
+    "build": ("mrse.index.build.fill", 1),
+    "verify": ("mrse.index.build.verify", 1),
+}
+
+
+def _stages(workspace, services, told):
+    """A whole day's end in a process of its own: build, swap, clean up. It tells when a phase begins and ends."""
     os.environ["MRSE_QUIET"] = "1"
-    for patch in fake_shop.patches():
+    telling = [mock.patch(path, _telling(told, phase, *_PHASES[phase])) for phase, (path, _) in _PHASES.items()]
+    for patch in [*fake_shop.patches(), *telling]:
         patch.start()
     params = fake_shop.params_for(services, swap_index={"keep_last": 2})
     build(params, workspace)
     stage.swap(params, workspace)
 
 
+def _telling(told, phase, path, nth):
+    original, calls = pkgutil.resolve_name(path), itertools.count(1)
+
+    def call(*arguments, **options):
+        aimed = next(calls) == nth
+        if aimed:
+            told.send((phase, "begins"))
+        answer = original(*arguments, **options)
+        if aimed:
+            told.send((phase, "ended"))
+        return answer
+
+    return call
+
+
 KILLS = int(os.environ.get("MRSE_PROOF_KILLS", "200"))
 
 
-@pytest.mark.parametrize("kills", [pytest.param(1, id="small"), pytest.param(KILLS, id="long", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [pytest.param(2, id="small"), pytest.param(KILLS, id="long", marks=pytest.mark.slow)])
 def test_a_kill_at_any_moment_leaves_a_whole_index_and_the_next_run_converges(shop, services, kills):
-    rng = random.Random(0)
-    fake_shop.train_challenger(shop, services, seed=1)
-    length, ended = _run_whole(shop, services), []
-    for seed in range(2, kills + 2):
+    rng, hit = random.Random(0), Counter()
+    for seed in (-1, 0):
+        fake_shop.train_challenger(shop, services, seed)
+        lengths = _run_whole(shop, services)
+    kept = _kept_on_disk(services)
+    for seed, phase in zip(range(1, kills + 1), itertools.cycle(_PHASES), strict=False):
         version = fake_shop.train_challenger(shop, services, seed)
-        ended.append(_run_and_kill(shop, services, rng.uniform(0.0, length)))
+        hit[phase] += _killed_amid(shop, services, phase, rng.uniform(0.0, lengths[phase]))
         _assert_whole(services, {version - 1, version})
-        length = min(length, _run_whole(shop, services))
+        lengths |= _run_whole(shop, services)
         _assert_whole(services, {version})
-        _assert_nothing_left(services, version)
-    print(f"\n{kills} runs of build and swap, {ended.count(-signal.SIGKILL)} killed on the way: each converged")
+        _assert_nothing_left(services, version, kept)
+    aimed = {phase: round(1000 * lengths[phase]) for phase in _PHASES}
+    print(f"\n{kills} kills, {dict(hit)} amid what they were aimed at (which takes {aimed} ms): each converged")
 
 
-def _run_and_kill(shop, services, after):
-    process = _FORKS.Process(target=_stages, args=(shop, services))
-    process.start()
-    process.join(after)
+def _killed_amid(shop, services, phase, after):
+    """Whether a SIGKILL so many seconds after the phase began came before its end."""
+    process, told = _begin(shop, services)
+    while told.recv() != (phase, "begins"):
+        pass
+    time.sleep(after)
     process.kill()
     process.join()
-    return process.exitcode
+    return (phase, "ended") not in _messages(told)
 
 
 def _run_whole(shop, services):
-    """The seconds that it took."""
-    started = time.monotonic()
-    process = _FORKS.Process(target=_stages, args=(shop, services))
-    process.start()
+    """The seconds that each phase took."""
+    process, told = _begin(shop, services)
+    at = {message: time.monotonic() for message in _messages(told)}
     process.join(120)
     assert process.exitcode == 0
-    return time.monotonic() - started
+    return {phase: at[phase, "ended"] - began for (phase, what), began in at.items() if what == "begins"}
+
+
+def _begin(shop, services):
+    told, tell = multiprocessing.Pipe(duplex=False)
+    process = _FORKS.Process(target=_stages, args=(shop, services, tell))
+    process.start()
+    tell.close()  # so that the other end's death is the end of what is told
+    return process, told
+
+
+def _messages(told):
+    """What a process tells until it ends."""
+    with contextlib.suppress(EOFError):
+        while True:
+            yield told.recv()
 
 
 def _assert_whole(services, versions):
-    """Something is live, verified, complete, and of one of these model versions."""
+    """Something is live, verified, complete, of one of these model versions, and `mrse status` tells it."""
     with opened(services) as store:
         live = store.target()
         store.load(live)  # a server that was restarted loads again by itself, in its own time
         stamp = store.stamp(live)
         assert (stamp.state, stamp.model_version in versions) == ("verified", True)
         assert store.count(live) == stamp.rows
+    assert f"live      {live} since" in describe(services, Path(services.state_dir))
 
 
-def _assert_nothing_left(services, version):
+def _assert_nothing_left(services, version, kept):
     with opened(services) as store:
         stamps = store.collections()
         live = stage.look(store, services)
     assert live.champion == version
     assert len(stamps) == 2 and all(stamp.state == "verified" for stamp in stamps.values())
     assert Path(services.state_dir, "swap.lease").read_text() == "{}"
+    assert _kept_on_disk(services) <= kept + 1, "a collection's or a shard's files were left behind"
+
+
+def _kept_on_disk(services):
+    """Milvus Lite's folders of collections, and what is half written in the cache."""
+    collections = Path(services.milvus_uri, "collections").glob("*")
+    return len([*collections, *Path(services.cache_dir).rglob("*.partial")])
 
 
 def _patiently(run, seconds=180):

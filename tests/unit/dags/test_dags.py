@@ -132,7 +132,7 @@ def test_the_same_tasks_run_as_pods(local: Any, pods: Any) -> None:
             task: told["upstream"] for task, told in others.items()
         }
     train = pods["dags"]["mrse_daily"]["tasks"]["train"]
-    assert train["type"] == "KubernetesPodOperator"
+    assert train["type"] == "StagePod"
     assert train["fields"]["image"] == "{{ var.json.mrse_images['train'] }}"
     assert train["fields"]["arguments"] == ["-m", "components.exchange", "run", "train"]
 
@@ -172,3 +172,41 @@ def test_an_unknown_runner_is_an_import_error_that_names_it(tmp_path: Path) -> N
     errors = load(tmp_path, MRSE_RUNNER="kubernets")["errors"]
     assert all("MRSE_RUNNER is 'kubernets'; it must be local or kubernetes" in error for error in errors.values())
     assert len(errors) == 2
+
+
+# What befell a pod, as its status tells, and the one line that the task's log shall say.
+BEFELL = """
+import json
+from kubernetes.client import ApiClient, V1Pod
+from mrse_pod import reason
+def pod(**status):
+    class Answer: data = json.dumps({"metadata": {"name": "p"}, "status": status})
+    return ApiClient()._ApiClient__deserialize(json.loads(Answer.data), "V1Pod")
+def base(**state):
+    return pod(phase="Pending", containerStatuses=[{"name": "base", "image": "i", "imageID": "", "ready": False,
+                                                    "restartCount": 0, "state": state}])
+error = Exception("Traceback (most recent call last):\\nKubernetesError: Pod train returned a failure.")
+ended = {"exitCode": 1, "reason": "Error", "message": "INFO: 1\\ntrain: the loss is not finite\\nbye"}
+unmet = [{"type": "PodScheduled", "status": "False", "message": "0/1 nodes are available"}]
+print(json.dumps([reason("train", seen, error) for seen in (
+    None,
+    pod(phase="Pending", conditions=unmet),
+    base(waiting={"reason": "ErrImagePull", "message": "rpc error\\nnot found"}),
+    base(terminated={"exitCode": 137, "reason": "OOMKilled"}),
+    base(terminated=ended),
+    base(terminated=ended | {"message": ""}),
+    base(running={}),
+)]))
+"""
+
+
+def test_what_befell_a_pod_is_one_line(tmp_path: Path) -> None:
+    assert load(tmp_path, BEFELL) == [
+        "its pod is gone: it was deleted, or its node was lost",
+        "its pod was not started: 0/1 nodes are available",
+        "its pod was not started: ErrImagePull: not found",
+        "OOMKilled: it needs more than the memory that its component.yaml gives it",
+        "the loss is not finite",
+        "its pod ended with exit code 1",
+        "KubernetesError: Pod train returned a failure.",
+    ]

@@ -1,0 +1,277 @@
+"""A pod for every stage, on a real Kubernetes: a day goes live, and a day meets what befalls pods.
+
+Images are the commit's own, as `make images` makes them; pods hand data on through a DVC remote on the claim that
+they share; Milvus and MLflow are servers outside the cluster. The cluster is that of `shared/kube`, beside the
+repository.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.e2e.conftest import ROOT, TINY
+
+pytest.importorskip("airflow", reason="Airflow is not installed: pip install -c constraints.txt -e '.[airflow]'")
+from tests.e2e.test_airflow import Airflow, wait
+
+KUBE = ROOT.parent / "shared" / "kube"
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not (KUBE / "cluster").is_file(), reason="there is no ../shared/kube/cluster to run pods on"),
+]
+
+HOST = "10.213.0.1"  # this machine, as pods see it
+MLFLOW_PORT = 5000
+CLAIM = "/state"
+USER = 10001  # of the images
+STAGES = list(yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"])
+# The shop is tiny, and so may be the node: what component.yaml asks for would not fit two cores.
+ASKED = {"cpu": "100m", "memory": "2Gi"}
+OVERRIDES = {section: keys for section, keys in TINY.items() if section not in ("snapshot", "services")}
+START_SECONDS = 40
+
+
+class Cluster:
+    """The cluster with the manifests applied, and the images of the repository's commit in it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for command in ("install", "build", "up", "base-image"):
+            run(KUBE / "cluster", command)
+        told = run("bash", "-c", f'eval "$({KUBE}/cluster env)" && echo "$KUBECONFIG" && echo "$CONTAINERS_CONF"')
+        config, containers = told.split()
+        self.env = os.environ | {"KUBECONFIG": config, "CONTAINERS_CONF": containers}
+        self.tag = run("git", "-C", ROOT, "rev-parse", "--short", "HEAD").strip()
+        self.images = {stage: f"localhost/mrse-{stage.replace('_', '-')}:{self.tag}" for stage in STAGES}
+
+    def kubectl(self, *arguments: str, given: str | None = None) -> str:
+        return run("kubectl", "-n", "mrse", *arguments, env=self.env, given=given)
+
+    def build(self, checkout: Path) -> None:
+        """Build the images that are not there, and load all."""
+        missing = [
+            image
+            for image in self.images.values()
+            if subprocess.run(["podman", "image", "exists", image], env=self.env, check=False).returncode
+        ]
+        if missing:
+            command = ["make", "images", f"BUILD_IMAGE={KUBE}/cluster build-image", f"TAG={self.tag}"]
+            run(*command, env=self.env, cwd=checkout)
+        run(KUBE / "cluster", "load", *self.images.values())
+
+    def furnish(self) -> None:
+        """Apply the overlay `dev`, with this machine's addresses, a volume for the claim, and a Secret."""
+        shared = self.folder / "claim"
+        shared.mkdir()
+        os.chown(shared, USER, USER)
+        self.kubectl("apply", "-f", "-", given=yaml.safe_dump_all([namespace(), volume(shared)]))
+        rendered = run("kubectl", "kustomize", ROOT / "k8s" / "overlays" / "dev")
+        old = ("NetworkPolicy", "CronJob", "PodDisruptionBudget")  # batch/v1, policy/v1: newer than this cluster
+        things = [thing for thing in yaml.safe_load_all(rendered) if thing["kind"] not in old]
+        self.kubectl("apply", "-f", "-", given=yaml.safe_dump_all(things))
+        services = {
+            "MRSE_MILVUS_URI": f"http://{HOST}:19530",
+            "MLFLOW_TRACKING_URI": f"http://{HOST}:{MLFLOW_PORT}",
+            "MRSE_DVC_REMOTE": f"{CLAIM}/dvc",
+        }
+        self.kubectl("patch", "configmap", "mrse-services", "--patch", json.dumps({"data": services}))
+        self.kubectl("create", "secret", "generic", "mrse-services", "--from-literal=MRSE_MILVUS_TOKEN=root:Milvus")
+
+    def pod(self, stage: str) -> str:
+        """The name of the pod that runs a stage."""
+        names = self.kubectl("get", "pods", "-l", f"task_id={stage}", "-o", "name").split()
+        assert names, f"no pod runs {stage}"
+        return names[-1]
+
+
+class Pods(Airflow):
+    """Airflow on a clone of the repository, whose commit is the images'."""
+
+    def check_out(self) -> None:
+        run("git", "clone", "--quiet", ROOT, self.shop)
+        for stage in STAGES:
+            self.ask(stage, **ASKED)
+
+    def ask(self, stage: str, **resources: str) -> None:
+        """Change what a stage's pod asks for."""
+        path = self.shop / "components" / stage / "component.yaml"
+        path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"resources": resources}))
+
+    def begin(self, run: str, end: str) -> None:
+        conf = {"end": end, "days": TINY["snapshot"]["days"], "overrides": OVERRIDES}
+        self.run("dags", "trigger", "mrse_daily", "--run-id", run, "--conf", json.dumps(conf))
+
+    def use(self, images: dict[str, str]) -> None:
+        self.run("variables", "set", "mrse_images", json.dumps(images))
+
+    def meets(self, run: str, stage: str) -> str:
+        """Wait until a stage has failed and is to be tried again; the reason that its log gives."""
+        wait(lambda: self.states(run)[stage] == "up_for_retry")
+        reasons = re.findall(
+            r'"event":"((?:[^"\\]|\\.)*)"[^\n]*"logger":"[^"]*mrse_pipeline[^"]*"', self.logs(run, stage)
+        )
+        assert reasons, self.logs(run, stage)
+        return reasons[-1]
+
+
+def run(*command: Any, env: dict[str, str] | None = None, given: str | None = None, cwd: Path | None = None) -> str:
+    words = [str(word) for word in command]
+    done = subprocess.run(words, env=env, cwd=cwd, input=given, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{' '.join(words)}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    return done.stdout
+
+
+def namespace() -> dict[str, Any]:
+    return {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "mrse"}}
+
+
+def volume(folder: Path) -> dict[str, Any]:
+    spec = {"capacity": {"storage": "20Gi"}, "accessModes": ["ReadWriteOnce"], "hostPath": {"path": str(folder)}}
+    return {"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": "mrse-state"}, "spec": spec}
+
+
+@contextmanager
+def mlflow(folder: Path) -> Iterator[None]:
+    """An MLflow server that pods reach."""
+    command = [Path(sys.executable).parent / "mlflow", "server", "--host", HOST, "--port", str(MLFLOW_PORT)]
+    command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{folder}/mlflow.db"]
+    command += ["--artifacts-destination", str(folder / "artifacts")]
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    with (folder / "mlflow.log").open("wb") as log:
+        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+    try:
+        yield
+    finally:
+        os.killpg(server.pid, 15)
+        server.wait(30)
+
+
+@contextmanager
+def milvus() -> Iterator[None]:
+    """A Milvus server that pods reach."""
+    run(KUBE / "milvus", "install")
+    run(KUBE / "milvus", "clean")
+    run(KUBE / "milvus", "up", "19530", HOST)
+    try:
+        yield
+    finally:
+        run(KUBE / "milvus", "down")
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    made = Cluster(tmp_path_factory.mktemp("cluster"))
+    try:
+        checkout = made.folder / "checkout"
+        run("git", "clone", "--quiet", ROOT, checkout)
+        made.build(checkout)
+        shutil.rmtree(checkout)
+        made.furnish()
+        with milvus(), mlflow(made.folder):
+            yield made
+    finally:
+        run(KUBE / "cluster", "down")
+
+
+@pytest.fixture(scope="module")
+def pods(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pods]:
+    connection = {
+        "in_cluster": False,
+        "kube_config_path": cluster.env["KUBECONFIG"],
+        "xcom_sidecar_container_image": cluster.images["snapshot"],  # any image that has a shell
+    }
+    started = Pods(
+        tmp_path_factory.mktemp("airflow"),
+        MRSE_RUNNER="kubernetes",
+        MRSE_POD_START_SECONDS=str(START_SECONDS),
+        AIRFLOW_CONN_KUBERNETES_DEFAULT=json.dumps({"conn_type": "kubernetes", "extra": connection}),
+    )
+    try:
+        started.use(cluster.images)
+        wait(lambda: "mrse_daily" in started.run("dags", "list", "-o", "plain"))
+        started.run("dags", "unpause", "mrse_daily", "-y")
+        yield started
+    finally:
+        started.stop()
+
+
+def test_an_image_runs_its_component_and_little_else(cluster: Cluster) -> None:
+    for stage, image in cluster.images.items():
+        inside = ["podman", "run", "--rm", "--read-only", "--network=none", "--cap-drop=all", "--tmpfs", "/tmp", image]
+        asked = run(*inside, "python", "-m", "components.exchange", "run", "--help", env=cluster.env)
+        assert "stage" in asked
+        # The component itself starts, and says what it lacks.
+        started = subprocess.run(
+            [*inside, "python", "-m", f"components.{stage}"],
+            env=cluster.env,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert started.returncode == 1
+        assert "Traceback" not in started.stderr, started.stderr
+        assert run(*inside, "id", "-u", env=cluster.env).strip() == str(USER)
+        held = run(
+            *inside, "sh", "-c", "ls /opt/venv/lib/python3.11/site-packages; which gcc make; true", env=cluster.env
+        )
+        modules = set(held.split())
+        assert "airflow" not in modules
+        assert not {"pip", "/usr/bin/gcc", "/usr/bin/make"} & modules
+        assert ("torch" in modules) == (stage not in ("snapshot", "validate_logs", "build_profiles"))
+
+
+def test_a_day_goes_live_with_a_pod_for_every_stage(cluster: Cluster, pods: Pods) -> None:
+    began = time.monotonic()
+    pods.begin("first", "2026-03-15")
+    states = pods.finished("first")
+    assert set(states.values()) == {"success"}
+    (told,) = cluster.folder.glob("artifacts/*/*/artifacts/pipeline/run.json")
+    costs = json.loads(told.read_text())["stages"]
+    assert [cost["stage"] for cost in costs] == STAGES
+    print(f"\n{time.monotonic() - began:.0f} s in all")
+    for cost in costs:
+        print(f"{cost['stage']}: {cost['seconds']} s, exchange {cost['exchange_seconds']} s, {cost['peak_mib']} MiB")
+
+
+def test_a_day_meets_what_befalls_pods_and_still_goes_live(cluster: Cluster, pods: Pods) -> None:
+    pods.use(cluster.images | {"snapshot": "localhost/mrse-snapshot:none"})
+    pods.ask("build_profiles", cpu="100m", memory="40Mi")
+    pods.begin("troubled", "2026-03-16")
+
+    told = {"image": pods.meets("troubled", "snapshot")}
+    pods.use(cluster.images)
+
+    told["memory"] = pods.meets("troubled", "build_profiles")
+    pods.ask("build_profiles", **ASKED)
+
+    wait(lambda: "Running stage 'train'" in cluster.kubectl("logs", cluster.pod("train"), "-c", "base"))
+    cluster.kubectl("delete", cluster.pod("train"), "--force", "--grace-period=0")
+    told["killed"] = pods.meets("troubled", "train")
+
+    wait(lambda: pods.states("troubled")["train"] in ("running", "deferred"))
+    wait(lambda: "Running" in cluster.kubectl("get", cluster.pod("train")))
+    cluster.kubectl("cordon", "mrse")
+    told["node"] = pods.meets("troubled", "gate")
+    cluster.kubectl("uncordon", "mrse")
+
+    states = pods.finished("troubled")
+    print(json.dumps(told, indent=1))
+    assert "failed" not in states.values()
+    assert states["file_run"] == "success"
+    assert "snapshot: its pod was not started: ErrImagePull" in told["image"]
+    assert "OOMKilled" in told["memory"]
+    assert "train: its pod" in told["killed"]
+    assert "gate: its pod was not started" in told["node"]
