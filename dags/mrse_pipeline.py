@@ -114,9 +114,18 @@ class Process(BaseOperator):
 
 
 def plan_task() -> Any:
-    """The task that settles commit and parameters; a bad parameter fails it at once, with every wrong key named."""
+    """The task that settles commit and parameters; a bad parameter fails it at once, with every wrong key named.
 
-    @task(task_id=_PLAN, retries=0, doc_md="Settle the commit and the parameters of this run.")
+    It is tried again only where a worker failed it: one that was starved failed a day before its first stage.
+    """
+
+    @task(
+        task_id=_PLAN,
+        retries=2,
+        on_failure_callback=say_why,
+        **_RETRY,
+        doc_md="Settle the commit and the parameters of this run.",
+    )
     def plan(params: dict[str, Any], dag_run: Any) -> dict[str, Any]:
         # A run without a logical date (an API trigger) is of the day on which it may start.
         end = params["end"] or (dag_run.logical_date or dag_run.run_after).date().isoformat()

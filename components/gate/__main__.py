@@ -14,13 +14,14 @@ from mrse.evaluation.card import log_card
 from mrse.evaluation.golden import keep_golden
 from mrse.evaluation.history import log_decision
 from mrse.evaluation.run import GOLDEN_FOLDER, run_gate
+from mrse.index.trial import trial
 from mrse.layout import GATE_REPORT
 
 
 def body(params: Params, workspace: Path) -> str:
     """Read and write as `dvc.yaml` declares."""
     services = params.services.under(workspace)
-    decision = run_gate(params, workspace)
+    decision = run_gate(params, workspace, trial(params.build_index, services))
     log_card(services, workspace)
     keep_golden(services, workspace / GOLDEN_FOLDER)
     log_decision(services, decision, workspace / "reports")

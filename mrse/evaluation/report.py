@@ -348,7 +348,7 @@ def _environment() -> Environment:
     )
     filters = {"signed": _signed, "plain": _plain, "percent": _percent, "title_of": _title_of, "capital": _capital}
     environment.filters |= filters
-    environment.globals["list_label"] = _list_label
+    environment.globals |= {"list_label": _list_label, "title_of": _title_of}
     return environment
 
 

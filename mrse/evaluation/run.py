@@ -3,8 +3,8 @@
 Reads `models/challenger*`, `data/clean`, `data/profiles` and the registry of models; writes `reports/decision.json`,
 `reports/gate.json`, `reports/gate/index.html` and `data/gate/per_query.parquet`.
 
-Cost: two encodings of the catalogue and of the requests, plus a minute; memory is that of the catalogue's vectors and
-one block of scores.
+Cost: two encodings of the catalogue and of the requests, an index of each, plus a minute; memory is that of the
+catalogue's vectors, one index and one block of scores.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from mrse.config import GateConfig, Params
+from mrse.config import GateConfig, IndexConfig, Params
 from mrse.data.contract import write_parquet
 from mrse.device import pick
 from mrse.evaluation import budgets, gate
@@ -47,12 +47,14 @@ from mrse.evaluation.sections import (
     page_lists,
     price_shift,
 )
+from mrse.evaluation.served import Served, Trial, ask, compare
 from mrse.evaluation.slices import DEFINITIONS
 from mrse.evaluation.window import Asked, Source
 from mrse.evaluation.wording import level, shown
 from mrse.jsonfile import read_handed, write_json
 from mrse.layout import CHALLENGER_JSON, CHALLENGER_PACKAGE, CLEAN, DECISION, GATE_REPORT, PROFILES
 from mrse.model.retriever import Retriever
+from mrse.progress import say
 from mrse.training.lineage import lineage
 
 CHAMPION, FUSION = "champion", "challenger+bm25"
@@ -64,12 +66,13 @@ _TOLD_BY_THE_EFFECT = {"proven_lift", "no_proven_lift", "worse_than_reference"}
 Results = dict[str, dict[Source, Result]]
 
 
-def run_gate(params: Params, workspace: Path) -> dict[str, Any]:
+def run_gate(params: Params, workspace: Path, trial: Trial | None = None) -> dict[str, Any]:
     """Compare, decide, write.
 
     Args:
-        params: sections `gate` and `services`.
+        params: sections `gate`, `build_index` (of which the report speaks) and `services`.
         workspace: the folder that holds `data/` and `models/`.
+        trial: search by a throwaway index of the configured kind; None: the loss by it is not measured.
 
     Returns:
         The content of `reports/decision.json`.
@@ -92,11 +95,12 @@ def run_gate(params: Params, workspace: Path) -> dict[str, Any]:
     golden = find_golden(services, config, workspace, inputs.source, meta, ids, workspace / GOLDEN_FOLDER)
     with scratch(cache) as folder:
         champion = find_champion(services, Path(folder))
-        scored = _score(config, inputs, log, golden, champion, workspace, cache)
+        scored = _score(config, inputs, log, golden, champion, workspace, cache, trial)
     kept, broken = budgets.judge(config.budgets, _sides(config, inputs, scored))
     verdict, kind = _decide(config, inputs, [*_concerns(champion, challenger), *broken], scored.results)
     decision = _decision(config, inputs, challenger, champion, scored, verdict, kind, workspace)
     decision |= _explained(config, inputs, log, scored, kept)
+    decision["served"] = _served(config, params.build_index, inputs, scored)
     decision |= {
         "golden": _golden_facts(config, inputs, golden, scored.golden),
         "look": {"number": look, "alpha": config.alpha, "of": params.gate.alpha},
@@ -145,6 +149,7 @@ class _Scored:
         lists: answers of the challenger and the reference to the pages of the log.
         health: of the models' item vectors.
         latency: of challenger and champion; None without a champion or without requests.
+        served: the models' answers to the deciding requests through an index.
     """
 
     results: Results
@@ -152,10 +157,18 @@ class _Scored:
     lists: dict[str, Ranking]
     health: dict[str, Health]
     latency: tuple[Latency, Latency] | None
+    served: dict[str, Served]
 
 
 def _score(
-    config: GateConfig, inputs: Inputs, log: Log, golden: Golden, champion: Champion, workspace: Path, cache: Path
+    config: GateConfig,
+    inputs: Inputs,
+    log: Log,
+    golden: Golden,
+    champion: Champion,
+    workspace: Path,
+    cache: Path,
+    trial: Trial | None,
 ) -> _Scored:
     """Every system on every source."""
     asked = inputs.sources
@@ -185,14 +198,34 @@ def _score(
         if "events" in asked
     }
     health = {name: budgets.health(model.vectors) for name, model in embedded.items()}
-    return _Scored(results, of_golden, lists, health, _latency(inputs.asked, embedded))
+    of_source = {name: by_source[inputs.source] for name, by_source in results.items()}
+    served = {} if trial is None else _through_index(trial, embedded, of_source, config.k)
+    return _Scored(results, of_golden, lists, health, _latency(config, inputs.asked, embedded), served)
+
+
+def _through_index(
+    trial: Trial, embedded: Mapping[str, Embedded], results: Mapping[str, Result], k: int
+) -> dict[str, Served]:
+    """Each model's answers through an index of its own."""
+    answers = {}
+    for name, model in embedded.items():
+        say(f"scoring: asking {_CALLED[name]} through an index")
+        answers[name] = ask(trial, model.vectors, results[name], k)
+    return {name: served for name, served in answers.items() if served is not None}
+
+
+def _served(config: GateConfig, index: IndexConfig, inputs: Inputs, scored: _Scored) -> dict[str, Any] | None:
+    """The metrics as they would be served, and by which index; None where that was not measured."""
+    of_source = {name: by_source[inputs.source] for name, by_source in scored.results.items()}
+    found = compare(config, inputs.asked, scored.served, of_source, _reference(scored.results))
+    return None if found is None else {"index": index.model_dump(include={"type", "build", "search"}), **found}
 
 
 def _reference(results: Results) -> Kind:
     return "champion" if CHAMPION in results else "bm25"
 
 
-def _latency(asked: Asked, embedded: Mapping[str, Embedded]) -> tuple[Latency, Latency] | None:
+def _latency(config: GateConfig, asked: Asked, embedded: Mapping[str, Embedded]) -> tuple[Latency, Latency] | None:
     """Of challenger and champion on the same queries, evenly spread over the requests."""
     if CHAMPION not in embedded or not len(asked):
         return None
@@ -201,8 +234,12 @@ def _latency(asked: Asked, embedded: Mapping[str, Embedded]) -> tuple[Latency, L
     def encoder(model: Embedded) -> Callable[[int], object]:
         return lambda at: model.encode([asked.queries[rows[at]]], [asked.histories[rows[at]]])
 
-    challenger, champion = budgets.latency([encoder(embedded[name]) for name in (CHALLENGER, CHAMPION)], len(rows))
-    return challenger, champion
+    def measure() -> tuple[Latency, Latency]:
+        sides = [encoder(embedded[name]) for name in (CHALLENGER, CHAMPION)]
+        challenger, champion = budgets.latency(sides, len(rows))
+        return challenger, champion
+
+    return budgets.confirmed(config.budgets, measure)
 
 
 def _sides(config: GateConfig, inputs: Inputs, scored: _Scored) -> Sides:
@@ -363,10 +400,13 @@ def _not_measured(inputs: Inputs, champion: Champion, decision: Mapping[str, Any
         notes.append("Counterfactual CTR and GMV: no page of the test days has both positions and propensities.")
     if inputs.items.price_values is None:
         notes.append("Counterfactual GMV and the mix of prices: the catalogue has no prices.")
-    notes.append(
-        "The loss by approximate search: figures are of exact search, as the index is built after the decision; "
-        "build_index compares its answers with exact ones before it may go live."
-    )
+    if decision["served"] is None:
+        notes.append("The loss by approximate search: there was no index to ask, or nothing to ask it.")
+    else:
+        notes.append(
+            "The live index itself: it is built after the decision, and build_index compares its answers with exact "
+            "ones before it may go live."
+        )
     if inputs.source == "events":
         notes.append("What shoppers would do with items that they were never shown: a click can only fall on what was.")
     notes.append("The error rate over many nights: alpha holds for a window, however many challengers it judges.")
@@ -417,6 +457,9 @@ def flat_metrics(decision: Mapping[str, Any]) -> dict[str, float | int | None]:
     for system, figures in (decision["judged"] or {"systems": {}})["systems"].items():
         prefix = "judged" if system == CHALLENGER else f"judged.{system}"
         flat |= {f"{prefix}.{name}": value["mean"] for name, value in figures.items()}
+    if decision["served"] is not None:
+        flat[f"served.{metric}"] = decision["served"]["systems"][CHALLENGER]["metrics"][metric]["served"]
+        flat["served.lift"] = decision["served"]["lift"]["lift"]
     flat |= {f"budget.{budget['name']}": budget["challenger"] for budget in decision["budgets"]}
     replayed = decision["experiment"]["replay"]
     if replayed is not None:

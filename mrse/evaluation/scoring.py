@@ -38,11 +38,13 @@ class Result:
         scored: its metrics.
         ranking_QK: its lists.
         scores_QK: scores of the first `EXPORTED` places, NaN where there is nothing; None of a fusion, which has none.
+        queries_QD: the requests in a model's space; None of what is no model.
     """
 
     scored: Scored
     ranking_QK: Ranking
     scores_QK: Floats | None = None
+    queries_QD: npt.NDArray[np.float32] | None = None
 
 
 def depths(k: int) -> list[int]:
@@ -51,18 +53,24 @@ def depths(k: int) -> list[int]:
 
 
 def score(name: str, asked: Asked, ranking_QK: Ranking, k: int) -> Result:
-    """Every metric at every depth for each request, as `recall_at_50` and so on.
+    """Every metric at every depth for each request, as `recall_at_50` and so on."""
+    values = values_at(asked, ranking_QK, depths(k))
+    values["labelled_at_10"] = labelled_share(ranking_QK, asked.labels, 10)
+    return Result(Scored(name, asked.hash, asked.request_ids, values), ranking_QK)
+
+
+def values_at(asked: Asked, ranking_QK: Ranking, of_depths: Sequence[int]) -> dict[str, Floats]:
+    """Every metric at these depths for each request (Q,).
 
     `ordered_recall` is recall of what was ordered, NaN where nothing was.
     """
     ordered = Labels.build(asked.ordered, [[1.0] * len(items) for items in asked.ordered], asked.labels.items)
     values: dict[str, Floats] = {}
-    for depth in depths(k):
+    for depth in of_depths:
         found = evaluate(ranking_QK, asked.labels, depth)
         values |= {f"{metric}_at_{depth}": per_request for metric, per_request in found.items()}
         values[f"ordered_recall_at_{depth}"] = evaluate(ranking_QK, ordered, depth)["recall"]
-    values["labelled_at_10"] = labelled_share(ranking_QK, asked.labels, 10)
-    return Result(Scored(name, asked.hash, asked.request_ids, values), ranking_QK)
+    return values
 
 
 def score_bm25(name: str, asked: Asked, bm25: BM25, k: int) -> Result:
@@ -123,7 +131,7 @@ class Embedded:
         result = score(self.name, asked, self.search(queries_QD, max(depths(k))), k)
         values = {name: np.where(finite_Q, value, np.nan) for name, value in result.scored.values.items()}
         scores_QK = self._scores(queries_QD, result.ranking_QK[:, :EXPORTED])
-        return Result(replace(result.scored, values=values), result.ranking_QK, scores_QK)
+        return Result(replace(result.scored, values=values), result.ranking_QK, scores_QK, queries_QD)
 
     def _scores(self, queries_QD: npt.NDArray[np.float32], ranking_QK: Ranking) -> Floats:
         """Inner products of the listed items, place by place, so that memory stays that of the queries."""

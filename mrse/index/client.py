@@ -339,7 +339,7 @@ class Store:
 
     def _scalar_indexes(self) -> dict[str, str]:
         """The index of each field that filters read: Milvus Lite has one kind, Milvus 2.3 one for each type."""
-        if is_lite(self._uri):
+        if str(self._call("get_server_version")).startswith("milvus_lite"):  # it may be behind a server's address
             return {"category": "INVERTED", "price": "INVERTED"}
         return {"category": "Trie", "price": "STL_SORT"}
 
@@ -421,7 +421,7 @@ def _connect_lite(folder: Path, busy_seconds: float) -> Any:
         if time.monotonic() >= give_up:
             raise ServiceError(
                 f"{folder} is in use by {held_by}; Milvus Lite allows one process at a time. Wait for it or "
-                "stop it, or run `milvus-lite server` and set MRSE_MILVUS_URI to its address"
+                "stop it, or run `milvus-lite server --host 127.0.0.1` and set MRSE_MILVUS_URI to its address"
             )
         time.sleep(0.1)
     try:

@@ -247,7 +247,7 @@ def _promised(store: Store, index: dict[str, Any], challenger: dict[str, Any]) -
         )
     found = store.stamp(name)
     if found is None or not found.same_build(wanted):
-        state = "is gone" if found is None else "was built anew by another run"
+        state = "is gone, or its stamp cannot be read," if found is None else "was built anew by another run"
         raise IndexFailed(f"collection {name} {state}; run build_index again (`{_AGAIN}`)")
     if found.state != "verified":
         raise IndexFailed(f"collection {name} was never verified; run build_index again")

@@ -180,7 +180,7 @@ def _requests(
     behaved = rows.mutate(
         event_time=rows.at,
         source=ibis.literal("events"),
-        request_id="e-" + _digest(rows.split + "\n" + rows.session_id + "\n" + rows["query"]),
+        request_id=request_name(rows),
         profile_asof=_request_cut(rows.split, split, has_events),
     )
     graded = judged_requests(judged)
@@ -193,6 +193,11 @@ def _requests(
     )
     parts = (rows.filter(rows.split == part) for part in ("test", "valid") for rows in (behaved, graded))
     return [rows.order_by("request_id") for rows in parts]
+
+
+def request_name(rows: ir.Table) -> ir.StringValue:
+    """The id of a request of the events, from its split, session and query (`mrse.evaluation.pages` names pages so)."""
+    return "e-" + _digest(rows.split + "\n" + rows.session_id + "\n" + rows["query"])
 
 
 def _with_past(rows: ir.Table, histories: Histories, span: Span) -> ir.Table:

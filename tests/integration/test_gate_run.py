@@ -31,6 +31,7 @@ from mrse.evaluation.run import flat_metrics, run_gate
 from mrse.evaluation.window import read_window
 from mrse.features.subword import SubwordHasher
 from mrse.features.text import Tokenizer
+from mrse.index.trial import trial
 from mrse.model.arrays import Catalogue, EncodedCatalogue, History, HistoryBank
 from mrse.model.retriever import Retriever
 from mrse.profiles import tables
@@ -556,3 +557,23 @@ def test_the_catalogue_is_put_in_the_order_of_ids() -> None:
     )
     ordered = scoring._by_id(replace(encoded))
     assert ordered.item_ids == ["a", "b"] and ordered.vectors.tolist() == [[0.0, 1.0], [1.0, 0.0]]
+
+
+@pytest.mark.usefixtures("toy")
+def test_the_loss_by_the_index_is_told_where_there_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace = write_shop(tmp_path, "good")
+    registered(monkeypatch, "random")
+    params = settings(k=10)
+    decision = run_gate(params, workspace, trial(params.build_index, params.services.under(workspace)))
+    served = decision["served"]
+    assert served["index"] == {"type": "HNSW", "build": {"M": 16, "efConstruction": 200}, "search": {"ef": 128}}
+    assert set(served["systems"]) == {"challenger", "champion"} and served["requests"] == 300
+    # Five items of a colour and type are alike: the index may list any of them first, but finds all in ten.
+    assert served["systems"]["challenger"]["metrics"]["recall_at_10"]["served"] == pytest.approx(1.0, abs=0.02)
+    assert served["lift"]["lower"] > 0
+    assert json.loads((workspace / "reports/gate.json").read_text())["served.recall_at_10"] is not None
+    assert "As it would be served" in (workspace / "reports/gate/index.html").read_text()
+    assert not list((workspace / ".mrse/cache").glob("trial.*"))
+    without = run_gate(params, workspace)
+    assert without["served"] is None and without["outcome"] == decision["outcome"]
+    assert "The loss by approximate search: there was no index to ask, or nothing to ask it." in without["not_measured"]

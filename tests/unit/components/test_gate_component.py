@@ -24,7 +24,7 @@ def test_every_outcome_exits_cleanly_and_prints_its_sentence(
     (tmp_path / "params.yaml").write_text(PARAMS)
     seen: list[Any] = []
 
-    def decide(params: Any, workspace: Path) -> dict[str, str]:
+    def decide(params: Any, workspace: Path, trial: Any) -> dict[str, str]:
         seen.append((params.gate.k, workspace))
         return {"outcome": outcome, "sentence": f"{outcome}: because."}
 
@@ -41,7 +41,7 @@ def test_missing_input_is_one_message_and_a_failure(
 ) -> None:
     (tmp_path / "params.yaml").write_text(PARAMS)
 
-    def fail(params: Any, workspace: Path) -> dict[str, str]:
+    def fail(params: Any, workspace: Path, trial: Any) -> dict[str, str]:
         raise DataError("models/challenger.json: no such file; run the train stage first")
 
     monkeypatch.setattr(component, "run_gate", fail)

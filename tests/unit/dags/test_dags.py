@@ -115,6 +115,11 @@ def test_what_follows_the_gate_waits_for_its_decision(local: Any) -> None:
     assert tasks["file_run"]["links"] == ["MLflow run", "Gate report", "Data Docs"]
 
 
+def test_a_plan_is_tried_again_where_its_worker_was_lost(local: Any) -> None:
+    # A bad parameter still fails it at once: `AirflowFailException`.
+    assert local["dags"]["mrse_daily"]["tasks"]["plan"]["retries"] == 2
+
+
 @pytest.mark.parametrize("runner", ["local", "pods"])
 def test_a_rollback_is_tried_once(request: pytest.FixtureRequest, runner: str) -> None:
     tasks = request.getfixturevalue(runner)["dags"]["mrse_rollback"]["tasks"]

@@ -12,6 +12,7 @@ from mrse.evaluation.budgets import (
     Health,
     Latency,
     Sides,
+    confirmed,
     coverage,
     exposure,
     gini,
@@ -70,6 +71,25 @@ def test_encoders_are_timed_in_turns() -> None:
     timed = calls[10:]
     assert [name for name, _ in timed] == ["a", "b"] * 24 and [query for _, query in timed[::6]] == list(range(8))
     assert 0.0 < fast.p50 <= fast.p99 and 0.0 < slow.p50 <= slow.p99
+
+
+QUICK, SLOW = (Latency(4.0, 8.0), Latency(4.0, 8.0)), (Latency(4.0, 80.0), Latency(4.0, 8.0))
+
+
+@pytest.mark.parametrize(
+    ("taken", "counts"),
+    [([QUICK], QUICK), ([SLOW, QUICK], QUICK), ([SLOW, SLOW], SLOW)],
+    ids=["in time", "a busy moment", "slow"],
+)
+def test_times_that_would_hold_a_challenger_up_are_taken_again(taken, counts) -> None:
+    left = iter(taken)
+    assert confirmed(BudgetsConfig(), lambda: next(left)) == counts
+    assert list(left) == [], "and times that are kept are not"
+
+
+def test_times_without_a_budget_are_taken_once() -> None:
+    left = iter([SLOW])
+    assert confirmed(BudgetsConfig(latency_p50=None, latency_p99=None), lambda: next(left)) == SLOW
 
 
 BROKEN = {

@@ -4,6 +4,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import ibis
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -13,6 +14,7 @@ from mrse.errors import DataError
 from mrse.evaluation.pages import SLOTS, Cells, read_pages, request_id
 from mrse.evaluation.ranking import EMPTY
 from mrse.profiles import tables
+from mrse.profiles.build import request_name
 
 ASOF = datetime(2026, 3, 13, tzinfo=UTC)
 IDS = ["a", "b", "c", "d"]
@@ -94,7 +96,10 @@ def test_a_page_that_cannot_be_weighed_is_left_out_and_counted(tmp_path: Path, b
 
 
 def test_pages_are_named_as_build_profiles_names_requests() -> None:
-    assert request_id("s20260313-000000", "baseball cap") == "e-f88392965739b92b"  # from a workspace that it made
+    asked = {"session_id": ["s20260313-000000", "séance 2", "\u4f1a"], "query": ["baseball cap", "Größe 42\n", "帽子"]}
+    rows = ibis.memtable({"split": ["test"] * 3, **asked})
+    named = ibis.duckdb.connect().to_pyarrow(request_name(rows)).to_pylist()
+    assert named == [request_id(*pair) for pair in zip(*asked.values(), strict=True)]
 
 
 def test_both_kinds_of_pages_are_sampled_alike(tmp_path: Path) -> None:
