@@ -35,7 +35,7 @@ class StagePod(KubernetesPodOperator):
 
 
 def reason(task: str, pod: V1Pod | None, error: Exception) -> str:
-    """Why a stage's pod failed: its own message or last line, else what its status tells, else the operator's last line.
+    """Why a stage's pod failed: its last message, else what its status tells, else the operator's last line.
 
     Args:
         task: the stage's task, with whose name its own message begins.
