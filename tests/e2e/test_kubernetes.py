@@ -191,15 +191,13 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 @pytest.fixture(scope="module")
 def pods(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pods]:
-    connection = {
-        "kube_config_path": cluster.env["KUBECONFIG"],
-        "xcom_sidecar_container_image": cluster.images["snapshot"],  # any image that has a shell
-    }
+    sidecar = {"xcom_sidecar_container_image": cluster.images["snapshot"]}  # any image that has a shell
     started = Pods(
         tmp_path_factory.mktemp("airflow"),
+        KUBECONFIG=cluster.env["KUBECONFIG"],  # not in the connection, too: a deferred task takes one way alone
         MRSE_RUNNER="kubernetes",
         MRSE_POD_START_SECONDS=str(START_SECONDS),
-        AIRFLOW_CONN_KUBERNETES_DEFAULT=json.dumps({"conn_type": "kubernetes", "extra": connection}),
+        AIRFLOW_CONN_KUBERNETES_DEFAULT=json.dumps({"conn_type": "kubernetes", "extra": sidecar}),
     )
     try:
         started.use(cluster.images)
