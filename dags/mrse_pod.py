@@ -35,7 +35,7 @@ class StagePod(KubernetesPodOperator):
 
 
 def reason(task: str, pod: V1Pod | None, error: Exception) -> str:
-    """Why a stage's pod failed: its own message, else what its status tells, else the operator's last line.
+    """Why a stage's pod failed: its last message, else what its status tells, else the operator's last line.
 
     Args:
         task: the stage's task, with whose name its own message begins.
@@ -55,9 +55,9 @@ def reason(task: str, pod: V1Pod | None, error: Exception) -> str:
         return _line(str(error))
     if state.terminated.reason == "OOMKilled":
         return "OOMKilled: it needs more than the memory that its component.yaml gives it"
-    own = [line for line in (state.terminated.message or "").splitlines() if line.startswith(f"{task}: ")]
-    ended = f"its pod ended with exit code {state.terminated.exit_code}"
-    return own[-1].removeprefix(f"{task}: ") if own else ended
+    lines = (state.terminated.message or "").splitlines()
+    own = [line for line in lines if line.startswith(f"{task}: ")] or [_line(state.terminated.message or "")]
+    return own[-1].removeprefix(f"{task}: ") or f"its pod ended with exit code {state.terminated.exit_code}"
 
 
 def _line(text: str) -> str:

@@ -61,7 +61,7 @@ class Cluster:
         return run("kubectl", "-n", "mrse", *arguments, env=self.env, given=given)
 
     def build(self, checkout: Path) -> None:
-        """Build the images that are not there, and load all."""
+        """Build and load the images that are not there."""
         missing = [
             image
             for image in self.images.values()
@@ -70,7 +70,10 @@ class Cluster:
         if missing:
             command = ["make", "images", f"BUILD_IMAGE={KUBE}/cluster build-image", f"TAG={self.tag}"]
             run(*command, env=self.env, cwd=checkout)
-        run(KUBE / "cluster", "load", *self.images.values())
+        loaded = self.kubectl("get", "nodes", "-o", "jsonpath={.items[*].status.images[*].names}")
+        for image in self.images.values():
+            if f'"{image}"' not in loaded:
+                run(KUBE / "cluster", "load", image)
 
     def furnish(self) -> None:
         """Apply the overlay `dev`, with this machine's addresses, a volume for the claim, and a Secret."""
@@ -188,16 +191,13 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 @pytest.fixture(scope="module")
 def pods(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pods]:
-    connection = {
-        "in_cluster": False,
-        "kube_config_path": cluster.env["KUBECONFIG"],
-        "xcom_sidecar_container_image": cluster.images["snapshot"],  # any image that has a shell
-    }
+    sidecar = {"xcom_sidecar_container_image": cluster.images["snapshot"]}  # any image that has a shell
     started = Pods(
         tmp_path_factory.mktemp("airflow"),
+        KUBECONFIG=cluster.env["KUBECONFIG"],  # not in the connection, too: a deferred task takes one way alone
         MRSE_RUNNER="kubernetes",
         MRSE_POD_START_SECONDS=str(START_SECONDS),
-        AIRFLOW_CONN_KUBERNETES_DEFAULT=json.dumps({"conn_type": "kubernetes", "extra": connection}),
+        AIRFLOW_CONN_KUBERNETES_DEFAULT=json.dumps({"conn_type": "kubernetes", "extra": sidecar}),
     )
     try:
         started.use(cluster.images)
@@ -211,18 +211,9 @@ def pods(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 def test_an_image_runs_its_component_and_little_else(cluster: Cluster) -> None:
     for stage, image in cluster.images.items():
         inside = ["podman", "run", "--rm", "--read-only", "--network=none", "--cap-drop=all", "--tmpfs", "/tmp", image]
-        asked = run(*inside, "python", "-m", "components.exchange", "run", "--help", env=cluster.env)
-        assert "stage" in asked
-        # The component itself starts, and says what it lacks.
-        started = subprocess.run(
-            [*inside, "python", "-m", f"components.{stage}"],
-            env=cluster.env,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert started.returncode == 1
-        assert "Traceback" not in started.stderr, started.stderr
+        asked = run(*inside, "python", "-m", f"components.{stage}", "--help", env=cluster.env)
+        assert "--workspace" in asked
+        run(*inside, "python", "-m", "components.exchange", "run", "--help", env=cluster.env)
         assert run(*inside, "id", "-u", env=cluster.env).strip() == str(USER)
         held = run(
             *inside, "sh", "-c", "ls /opt/venv/lib/python3.11/site-packages; which gcc make; true", env=cluster.env
@@ -271,7 +262,7 @@ def test_a_day_meets_what_befalls_pods_and_still_goes_live(cluster: Cluster, pod
     print(json.dumps(told, indent=1))
     assert "failed" not in states.values()
     assert states["file_run"] == "success"
-    assert "snapshot: its pod was not started: ErrImagePull" in told["image"]
+    assert re.match("snapshot: its pod was not started: (ErrImagePull|ImagePullBackOff): ", told["image"])
     assert "OOMKilled" in told["memory"]
     assert "train: its pod" in told["killed"]
     assert "gate: its pod was not started" in told["node"]

@@ -199,6 +199,7 @@ print(json.dumps([reason("train", seen, error) for seen in (
     base(waiting={"reason": "ErrImagePull", "message": "rpc error\\nnot found"}),
     base(terminated={"exitCode": 137, "reason": "OOMKilled"}),
     base(terminated=ended),
+    base(terminated=ended | {"message": "INFO: 1\\nunexpected error"}),
     base(terminated=ended | {"message": ""}),
     base(running={}),
 )]))
@@ -212,6 +213,7 @@ def test_what_befell_a_pod_is_one_line(tmp_path: Path) -> None:
         "its pod was not started: ErrImagePull: not found",
         "OOMKilled: it needs more than the memory that its component.yaml gives it",
         "the loss is not finite",
+        "unexpected error",
         "its pod ended with exit code 1",
         "KubernetesError: Pod train returned a failure.",
     ]
