@@ -151,19 +151,21 @@ def slice_lifts(config: GateConfig, window: Window, challenger_Q: Floats, refere
 
 @dataclass(frozen=True)
 class SliceClaim:
-    """Whether a slice counts as improved, among all slices that could have been.
+    """Whether a slice counts as improved or worsened, among all slices that could have been.
 
     Attributes:
-        p: Holm's adjusted p-value; `None` where the slice has no interval.
+        p: Holm's adjusted p-value, two-sided; `None` where the slice has no interval.
         improved: the lift is above zero and `p` at most alpha.
+        worsened: the lift is below zero and `p` at most alpha.
     """
 
     p: float | None
     improved: bool
+    worsened: bool
 
 
 def slice_claims(slices: Mapping[str, Lift], alpha: float) -> dict[str, SliceClaim]:
-    """What may be claimed of each slice: "some slice improved" is wrong with a chance of at most alpha."""
+    """What may be claimed of each slice: that any improved or worsened is wrong with a chance of at most alpha."""
     adjusted = holm({name: lift.p for name, lift in slices.items() if lift.p is not None})
     return {name: _claim(lift, adjusted.get(name), alpha) for name, lift in slices.items()}
 
@@ -181,7 +183,8 @@ def alpha_of_look(alpha: float, look: int) -> float:
 
 
 def _claim(lift: Lift, p: float | None, alpha: float) -> SliceClaim:
-    return SliceClaim(p, p is not None and p <= alpha and lift.lift is not None and lift.lift > 0)
+    lift_shown = lift.lift if lift.lift is not None and p is not None and p <= alpha else 0.0
+    return SliceClaim(p, lift_shown > 0, lift_shown < 0)
 
 
 def _untrusted(window: Window, scored: Scored, metric: str) -> Iterator[Reason]:

@@ -234,12 +234,14 @@ def histogram(changes_Q: Floats) -> dict[str, Any]:
 
 
 def _tone(figures: Mapping[str, Any], margin: float | None) -> str:
-    """A slice is a gain where that is still shown among so many slices (`improved`)."""
+    """A slice is a gain or a loss where that is still shown among so many slices (`improved`, `worsened`); a guardrail
+    is a loss where the rule says so, which corrects nothing."""
     if figures["lower"] is None:
         return "unknown"
     if figures.get("improved", figures["lower"] > 0):
         return "gain"
-    return "loss" if figures["upper"] < -(margin or 0.0) else "open"
+    lost = figures["upper"] < -margin if margin is not None else figures.get("worsened", figures["upper"] < 0)
+    return "loss" if lost else "open"
 
 
 def _changes(evidence: Evidence, metric: str) -> Floats:

@@ -327,10 +327,11 @@ def _explained(config: GateConfig, inputs: Inputs, log: Log, scored: _Scored, ke
 
 
 def _slices(config: GateConfig, verdict: Verdict) -> dict[str, Any]:
-    """Each slice's figures, and whether it counts as improved among so many (`p_adjusted`, `improved`)."""
+    """Each slice's figures, and what may be claimed of it among so many (`p_adjusted`, `improved`, `worsened`)."""
     claims = gate.slice_claims(verdict.slices, config.alpha)
     return {
-        name: _figures(lift) | {"p_adjusted": claims[name].p, "improved": claims[name].improved}
+        name: _figures(lift)
+        | {"p_adjusted": claims[name].p, "improved": claims[name].improved, "worsened": claims[name].worsened}
         for name, lift in sorted(verdict.slices.items())
     }
 

@@ -75,6 +75,8 @@ def test_decisions_are_kept_once_each_with_their_looks_at_the_window(shop: Path)
     kept = read_history(services(shop))
     assert [(each.version, each.outcome) for each in kept] == [(first_version, "PROMOTE"), (second_version, "REJECT")]
     assert kept[0].figures["lift"] == pytest.approx(first["primary"]["lift"])
+    fetched = tracking.download_artifacts(services(shop), kept[1].run_id, "gate", shop / "fetched")
+    assert second["sentence"] in (fetched / "index.html").read_text(), "the report is opened from MLflow"
     assert kept[0].window_hash == first["window"]["hash"] and kept[0].forced is None
 
 

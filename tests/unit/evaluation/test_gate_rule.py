@@ -272,14 +272,16 @@ def test_reasons_are_data() -> None:
 
 def test_a_slice_of_equal_models_is_rarely_claimed_to_have_improved() -> None:
     generator = np.random.default_rng(8)
-    claimed, uncorrected = 0, 0
+    claimed, lost, uncorrected = 0, 0, 0
     for _ in range(200):
         where = window(400, **{f"s{at}": generator.random(400) < 0.2 for at in range(13)})
         lifts = slice_lifts(settings(resamples=1000), where, generator.normal(size=400), generator.normal(size=400))
         slices = {name: lift for name, lift in lifts.items() if name != "all"}
-        claimed += any(claim.improved for claim in slice_claims(slices, 0.05).values())
+        claims = slice_claims(slices, 0.05).values()
+        claimed += any(claim.improved for claim in claims)
+        lost += any(claim.worsened for claim in claims)
         uncorrected += any(lift.lower > 0 for lift in slices.values())  # type: ignore[operator]
-    assert claimed / 200 <= 0.05
+    assert claimed / 200 <= 0.05 and lost / 200 <= 0.05
     assert uncorrected / 200 >= 0.15, "what the correction is for"
 
 
@@ -290,14 +292,16 @@ def test_a_slice_that_did_improve_is_claimed_with_its_adjusted_level() -> None:
     lifts = slice_lifts(settings(), window(400, better=better, other=~better), difference, np.zeros(400))
     slices = {name: lift for name, lift in lifts.items() if name != "all"}
     claims = slice_claims(slices, 0.05)
-    assert claims["better"].improved and not claims["other"].improved
+    assert claims["better"].improved and not claims["other"].improved and not claims["better"].worsened
+    turned = slice_lifts(settings(), window(400, better=better, other=~better), -difference, np.zeros(400))
+    assert slice_claims({name: turned[name] for name in slices}, 0.05)["better"].worsened
     assert claims["better"].p == pytest.approx(2 * slices["better"].p)  # type: ignore[operator]
 
 
 def test_a_slice_without_an_interval_is_claimed_nothing_of() -> None:
     where = window(400, few=np.arange(400) < 3)
     lifts = slice_lifts(settings(), where, np.ones(400), np.zeros(400))
-    assert slice_claims({"few": lifts["few"]}, 0.05)["few"] == SliceClaim(None, False)
+    assert slice_claims({"few": lifts["few"]}, 0.05)["few"] == SliceClaim(None, False, False)
 
 
 def test_the_levels_of_all_looks_at_a_window_add_up_to_alpha() -> None:
