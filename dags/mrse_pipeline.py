@@ -33,6 +33,7 @@ PIPELINE = Path(os.environ.get("MRSE_PIPELINE") or Path(__file__).resolve().pare
 RUNNER = os.environ.get("MRSE_RUNNER", "local")
 
 _PLAN = "plan"
+_ASKED = ("end", "days", "overrides", "force_because")  # what a run of the whole pipeline may be asked for
 _RESULT = "/airflow/xcom/return.json"  # where the sidecar of KubernetesPodOperator looks for what is handed on
 _RETRY = {
     "retry_delay": timedelta(seconds=30),
@@ -126,6 +127,9 @@ def plan_task() -> Any:
         doc_md="Settle the commit and the parameters of this run.",
     )
     def plan(params: dict[str, Any], dag_run: Any) -> dict[str, Any]:
+        # Airflow checks values, and takes any key.
+        if unknown := sorted(set(params) - set(_ASKED)):
+            raise AirflowFailException(f"no such parameter: {', '.join(unknown)}; there are {', '.join(_ASKED)}")
         # A run without a logical date (an API trigger) is of the day on which it may start.
         end = params["end"] or (dag_run.logical_date or dag_run.run_after).date().isoformat()
         try:
