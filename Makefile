@@ -67,18 +67,19 @@ bench: $(VENV)/.bench ## Ratios against peers and limits (minutes); benchmarks.g
 	python -m benchmarks.index --items 10000 --rounds 1
 
 # Not `airflow standalone`: its log servers listen on every address. Logs are read from the same folder here.
+# The level is left alone: under a higher one the tasks' logs would lack what the stages say.
 airflow: export AIRFLOW_HOME := $(CURDIR)/.mrse/airflow
 airflow: export AIRFLOW__CORE__DAGS_FOLDER := $(CURDIR)/dags
 airflow: export AIRFLOW__CORE__LOAD_EXAMPLES := False
 airflow: export AIRFLOW__API__HOST := 127.0.0.1
 airflow: export AIRFLOW__API__PORT ?= 8080
 airflow: export AIRFLOW__CORE__EXECUTION_API_SERVER_URL = http://127.0.0.1:$(AIRFLOW__API__PORT)/execution/
-airflow: export AIRFLOW__LOGGING__LOGGING_LEVEL ?= WARNING
 airflow: $(VENV)/.airflow ## Airflow with the DAGs, on this machine alone; prints the login, Ctrl-C ends it
 	airflow db migrate
 	airflow pools import dags/pools.json
 	@trap 'trap "" TERM; kill 0' EXIT; trap exit INT; trap 'exit 1' TERM; \
-	daemon() { airflow "$$@"; echo "make airflow: $$1 has ended, and so the others do" >&2; kill $$$$; }; \
+	daemon() { airflow "$$@" >$$AIRFLOW_HOME/$$1.log 2>&1; \
+		echo "make airflow: $$1 has ended, and so the others do; why: $$AIRFLOW_HOME/$$1.log" >&2; kill $$$$; }; \
 	daemon dag-processor & daemon triggerer --skip-serve-logs & daemon scheduler --skip-serve-logs & daemon api-server & \
 	login=$$AIRFLOW_HOME/simple_auth_manager_passwords.json.generated; \
 	until [ -s $$login ] && python -c "import socket; socket.create_connection(('127.0.0.1', $$AIRFLOW__API__PORT))" 2>/dev/null; \

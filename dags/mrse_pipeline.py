@@ -34,6 +34,7 @@ RUNNER = os.environ.get("MRSE_RUNNER", "local")
 START_SECONDS = int(os.environ.get("MRSE_POD_START_SECONDS", "600"))  # to find room, and as long again to start
 
 _PLAN = "plan"
+_ASKED = ("end", "days", "overrides", "force_because")  # what a run of the whole pipeline may be asked for
 _RESULT = "/airflow/xcom/return.json"  # where the sidecar of KubernetesPodOperator looks for what is handed on
 _RETRY = {
     "retry_delay": timedelta(seconds=30),
@@ -127,6 +128,9 @@ def plan_task() -> Any:
         doc_md="Settle the commit and the parameters of this run.",
     )
     def plan(params: dict[str, Any], dag_run: Any) -> dict[str, Any]:
+        # Airflow checks values, and takes any key.
+        if unknown := sorted(set(params) - set(_ASKED)):
+            raise AirflowFailException(f"no such parameter: {', '.join(unknown)}; there are {', '.join(_ASKED)}")
         # A run without a logical date (an API trigger) is of the day on which it may start.
         end = params["end"] or (dag_run.logical_date or dag_run.run_after).date().isoformat()
         try:

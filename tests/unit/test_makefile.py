@@ -94,4 +94,5 @@ def test_airflow_ends_when_one_of_its_daemons_does(airflow: Path, ends: str, nam
     )
     assert done.returncode != 0
     assert f"make airflow: {named} has ended" in done.stderr
+    assert (airflow / ".mrse" / "airflow" / f"{named}.log").exists()
     assert (f"http://127.0.0.1:{port}  user and password:" in done.stdout) == (ends == "")

@@ -61,6 +61,22 @@ code = "import sys; from components.exchange import hand_on; hand_on({'it': 1});
 print(json.dumps(Process(task_id="chatty", arguments=["-c", code], handed="[]").execute({})))
 """
 
+# `plan` as the worker calls it, with a key that no form offers.
+ASKED = """
+import json, sys
+from datetime import datetime
+from unittest.mock import Mock
+from airflow.dag_processing.dagbag import DagBag
+from airflow.sdk.exceptions import AirflowFailException
+dag = DagBag(sys.argv[1]).dags["mrse_daily"]
+run = Mock(logical_date=None, run_after=datetime(2026, 3, 15))
+asked = dag.params.dump() | {"overides": {"train.seed": 3}}
+try:
+    dag.task_dict["plan"].python_callable(asked, run)
+except AirflowFailException as error:
+    print(json.dumps([str(error), sorted(dag.params)]))
+"""
+
 
 def load(home: Path, script: str = LOAD, **environment: str) -> Any:
     code = [sys.executable, "-c", script, str(ROOT / "dags")]
@@ -113,6 +129,12 @@ def test_what_follows_the_gate_waits_for_its_decision(local: Any) -> None:
     assert set(tasks["file_run"]["upstream"]) == set(STAGES)
     assert tasks["file_run"]["rule"] == "none_failed"
     assert tasks["file_run"]["links"] == ["MLflow run", "Gate report", "Data Docs"]
+
+
+def test_a_parameter_that_is_not_there_is_named(tmp_path: Path) -> None:
+    message, there = load(tmp_path, ASKED)
+    assert message == "no such parameter: overides; there are end, days, overrides, force_because"
+    assert there == sorted(["end", "days", "overrides", "force_because"])
 
 
 def test_a_plan_is_tried_again_where_its_worker_was_lost(local: Any) -> None:
