@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from datetime import UTC, date, datetime, timedelta
 from math import isqrt
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from mrse.errors import ConfigError
 
@@ -33,6 +33,15 @@ class Section(BaseModel):
     """A part of `params.yaml`. Unknown keys, wrong types and NaN are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _truth_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Python takes true for 1; a person who writes it, or yes or on, for a number means something else."""
+        wanted = cls.model_fields[info.field_name or ""].annotation
+        if isinstance(value, bool) and bool not in (wanted, *get_args(wanted)):
+            raise ValueError("Input should not be true or false")
+        return value
 
 
 class FilesConfig(Section):
@@ -63,6 +72,12 @@ class SnapshotConfig(Section):
     def stop(self) -> datetime:
         """First instant after the window, UTC."""
         return datetime(self.end.year, self.end.month, self.end.day, tzinfo=UTC)
+
+    @model_validator(mode="after")
+    def _window_fits_the_calendar(self) -> Self:
+        if self.days >= self.end.toordinal():
+            raise ValueError(f"days = {self.days} before {self.end} is earlier than the year 1")
+        return self
 
     @model_validator(mode="after")
     def _files_has_items(self) -> Self:
@@ -175,7 +190,7 @@ class ImageEncoderConfig(Section):
 class FeaturesConfig(Section):
     """Tokeniser, subword vectors and image features (`build_features`)."""
 
-    seed: int = 0
+    seed: NonNegative = 0
     device: Device = "auto"  # for the image encoder
     # The least is the special tokens and the 256 bytes.
     vocab_size: Annotated[int, Field(ge=300)] = 6000
@@ -292,7 +307,7 @@ class LossConfig(Section):
 class TrainConfig(Section):
     """The challenger: model, loss, two phases of training (`train`)."""
 
-    seed: int = 0
+    seed: NonNegative = 0
     align_steps: NonNegative = 300
     fuse_steps: Positive = 600
     batch_size: Positive = 128
@@ -393,7 +408,7 @@ class GateConfig(Section):
     resamples: Annotated[int, Field(ge=100)] = 10_000
     min_requests: Positive = 100
     max_requests: Positive = 20_000
-    seed: int = 0
+    seed: NonNegative = 0
     # Slice -> how far the primary metric may fall there (absolute): the lower bound of its lift must not pass it.
     guardrails: dict[SliceName, Annotated[float, Field(ge=0.0)]] = {"head": 0.02, "tail": 0.02}
     # Guardrails that this shop's data cannot define (head and tail without a query log) and that need not hold it up.
@@ -590,7 +605,7 @@ class DataChange(Section):
 class MarketplaceConfig(Section):
     """The simulated shop (`source: marketplace`). Everything follows from `seed` and the day."""
 
-    seed: int = 7
+    seed: NonNegative = 7
     opens: date = date(2026, 1, 1)
     items: Positive = 5_000
     shoppers: Positive = 2_000

@@ -22,6 +22,7 @@ from mrse.config import MarketplaceConfig
 from mrse.data.contract import ITEMS, TIME, conform, conformed_schema
 from mrse.data.marketplace import draws, lexicon
 from mrse.data.marketplace.titles import Noise, write_title
+from mrse.data.uris import read_errors
 from mrse.errors import ConfigError, DataError
 
 Codes = npt.NDArray[np.int32]
@@ -305,7 +306,7 @@ def _read_given(config: MarketplaceConfig) -> pa.Table:
             raw = pq.read_table(file)
     except FileNotFoundError:
         raise DataError(f"{where}: no such file; set marketplace.catalogue to the items of a catalogue") from None
-    except (pa.ArrowInvalid, OSError, ValueError) as error:
+    except (pa.ArrowInvalid, *read_errors()) as error:
         raise DataError(f"{where}: not a readable Parquet file ({error}); check marketplace.catalogue") from None
     schema = conformed_schema(raw.schema, "items", where)
     return pa.Table.from_batches([conform(batch, schema, where) for batch in raw.to_batches()], schema)

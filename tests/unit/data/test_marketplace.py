@@ -431,7 +431,9 @@ def test_wrong_labels_are_one_clear_error(tmp_path: Path, labels: dict[str, str]
 def test_a_missing_or_broken_catalogue_is_one_clear_error(tmp_path: Path) -> None:
     broken = tmp_path / "broken.parquet"
     broken.write_bytes(b"PAR1 not really")
-    for path, message in ((tmp_path / "none.parquet", "no such file"), (broken, "not a readable Parquet file")):
+    unknown = "nosuch://shop/items.parquet"
+    cases = [(tmp_path / "none.parquet", "no such file"), (broken, "not a readable Parquet"), (unknown, "nosuch")]
+    for path, message in cases:
         with pytest.raises(DataError, match=message):
             simulate(SMALL.model_copy(update={"catalogue": str(path)}), *_days(1), tmp_path / "out")
 
