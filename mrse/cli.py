@@ -145,7 +145,7 @@ def status() -> None:
 
 @app.command()
 def runs(limit: Annotated[int, typer.Option(min=1, help="How many, newest first.")] = 20) -> None:
-    """Training runs and what became of them: version, window, live, lift with its interval, decision."""
+    """Training runs and what became of them: version, window, live, and every decision with its lift and interval."""
     params, _ = _load()
     from mrse.serving.status import table_of_runs
 

@@ -57,25 +57,30 @@ def table_of_runs(services: ServicesConfig, limit: int) -> str:
     if not found:
         return "no training run yet"
     live = _live_version(services)
-    decided = {each.version: each for each in read_history(services)}  # the newest of a version wins
+    decided: dict[int, list[Decided]] = {}
+    for each in reversed(read_history(services)):
+        decided.setdefault(each.version, []).append(each)
     header = ("version", "started", "run", "window", "live", "lift", "decision")
-    return _table([header, *(_run_row(run, live, decided) for run in found)])
+    return _table([header, *(row for run in found for row in _run_rows(run, live, decided))])
 
 
-def _run_row(run: tracking.TrainingRun, live: int | None, decided: Mapping[int, Decided]) -> tuple[str, ...]:
+def _run_rows(
+    run: tracking.TrainingRun, live: int | None, decided: Mapping[int, Sequence[Decided]]
+) -> list[tuple[str, ...]]:
+    """One row for each decision about the run's version, newest first, or one that says there is none."""
     version = run.version
     window = " to ".join(run.tags[name][:10] for name in ("data_start", "data_end") if name in run.tags) or "-"
-    about = None if version is None else decided.get(version.version)
-    decision = run.status.lower() if version is None else "not judged"
-    return (
+    told = (
         "-" if version is None else str(version.version),
         f"{run.started:%Y-%m-%d %H:%M}",
         run.run_id[:8],
         window,
         "live" if version is not None and version.version == live else "",
-        "-" if about is None else about.effect,
-        decision if about is None else f"{about.said} ({about.code})",
     )
+    about = () if version is None else decided.get(version.version, ())
+    if not about:
+        return [(*told, "-", run.status.lower() if version is None else "not judged")]
+    return [(*told, each.effect, f"{each.said} ({each.code})") for each in about]
 
 
 def _live_version(services: ServicesConfig) -> int | None:

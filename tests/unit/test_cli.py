@@ -192,14 +192,16 @@ def test_status_before_anything_makes_nothing(mrse, shop, services):  # noqa: F8
 
 def test_runs_tell_decision_lift_and_what_is_live(mrse, go_live, shop, services):  # noqa: F811
     live = go_live()["version"]
+    fake_shop.log_decision(services, live, "REJECT", day="2026-03-14")
     fake_shop.log_decision(services, live, "HOLD", forced_by="Ada", forced_reason="why not", forced_at="2026-03-15")
     other = fake_shop.train_challenger(shop, services, seed=2, outcome="HOLD")
-    header, newest, older = mrse("runs", "--limit", 2)[1].splitlines()
+    header, newest, older, first = mrse("runs", "--limit", 2)[1].splitlines()
     assert header.split() == ["version", "started", "run", "window", "live", "lift", "decision"]
     assert newest.startswith(f"{other} ") and newest.endswith("not judged") and "  live  " not in newest
     assert older.startswith(f"{live} ") and "2026-03-01 to 2026-03-15  live  " in older
     assert "+0.012 [−0.003, +0.027] recall@50 over the champion" in older
     assert older.endswith("PROMOTE, forced by Ada over HOLD (no_proven_lift)")
+    assert first.startswith(f"{live} ") and first.endswith("REJECT (no_proven_lift)"), "every decision has its line"
 
 
 def test_status_tells_an_override(mrse, go_live, services):  # noqa: F811
