@@ -99,6 +99,8 @@ def test_a_shop_is_the_same_on_all_its_days_and_unlike_others() -> None:
     shops += [shop("marketplace", catalogue="a.parquet"), shop("marketplace", items=6000)]
     assert len(set(shops)) == len(shops)
     assert [shop("files", 16), shop("marketplace", 16)] == [shops[0], shops[2]]
+    daily = [shop("files", table=f"s3://shop/{day}/items") for day in ("2026-03-15", "20260316")]
+    assert daily[0] == daily[1]
 
 
 def test_a_snapshot_says_whose_it_is(shop: Path) -> None:
