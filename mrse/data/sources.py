@@ -115,6 +115,13 @@ def shop_of(params: Params) -> str:
     return hashlib.sha256(json.dumps([params.snapshot.source, *told]).encode()).hexdigest()[:16]
 
 
+def located(config: MarketplaceConfig, workspace: Path) -> MarketplaceConfig:
+    """The same shop, its given catalogue found from any folder: a local path counts from the workspace."""
+    if config.catalogue is None:
+        return config
+    return config.model_copy(update={"catalogue": resolve(config.catalogue, workspace)})
+
+
 def _build(params: Params, workspace: Path, scratch: Path, new: Path) -> SnapshotMeta:
     window = (params.snapshot.start, params.snapshot.stop)
     if params.snapshot.source == "marketplace":
@@ -164,13 +171,9 @@ def _marketplace(config: MarketplaceConfig, window: Span, workspace: Path, folde
 
     folder.mkdir()
     given = config.catalogue is not None
-    addresses = {
-        key: None if value is None else resolve(value, workspace)
-        for key, value in (("catalogue", config.catalogue), ("catalogue_images", config.catalogue_images))
-    }
     root = _checked_root(config.catalogue_images, workspace) if given else f"zip://::data/snapshot/{DRAWN}"
     say("simulating a shop")
-    simulate(config.model_copy(update=addresses), window[0], window[1], folder)
+    simulate(located(config, workspace), window[0], window[1], folder)
     if not given:
         (folder / DRAWN).rename(new / DRAWN)
     return Source(
