@@ -168,8 +168,8 @@ def simulate(
 ) -> None:
     """Write the simulated shop of `marketplace` as files that `source: files` reads."""
     params, workspace = _load()
+    from mrse.data.marketplace import located
     from mrse.data.marketplace import simulate as write
-    from mrse.data.sources import located
 
     stop = params.snapshot.stop
     start = stop - timedelta(days=days or params.snapshot.days)

@@ -45,7 +45,6 @@ from mrse.data.contract import (
 )
 from mrse.data.images import ImageStore, as_image_root
 from mrse.data.raw import Span, batches, open_table, time_range
-from mrse.data.uris import resolve
 from mrse.errors import DataError
 from mrse.layout import SNAPSHOT
 from mrse.progress import say, track
@@ -115,13 +114,6 @@ def shop_of(params: Params) -> str:
     return hashlib.sha256(json.dumps([params.snapshot.source, *told]).encode()).hexdigest()[:16]
 
 
-def located(config: MarketplaceConfig, workspace: Path) -> MarketplaceConfig:
-    """The same shop, its given catalogue found from any folder: a local path counts from the workspace."""
-    if config.catalogue is None:
-        return config
-    return config.model_copy(update={"catalogue": resolve(config.catalogue, workspace)})
-
-
 def _build(params: Params, workspace: Path, scratch: Path, new: Path) -> SnapshotMeta:
     window = (params.snapshot.start, params.snapshot.stop)
     if params.snapshot.source == "marketplace":
@@ -167,7 +159,7 @@ def _files(config: SnapshotConfig, workspace: Path) -> Source:
 
 
 def _marketplace(config: MarketplaceConfig, window: Span, workspace: Path, folder: Path, new: Path) -> Source:
-    from mrse.data.marketplace import simulate  # only this source pays for loading the simulator
+    from mrse.data.marketplace import located, simulate  # only this source pays for loading the simulator
 
     folder.mkdir()
     given = config.catalogue is not None
