@@ -167,17 +167,20 @@ def simulate(
     days: Annotated[int | None, typer.Option(min=1, help="How many days; default: snapshot.days.")] = None,
 ) -> None:
     """Write the simulated shop of `marketplace` as files that `source: files` reads."""
-    params, _ = _load()
+    params, workspace = _load()
+    from mrse.data.marketplace import located
     from mrse.data.marketplace import simulate as write
 
     stop = params.snapshot.stop
     start = stop - timedelta(days=days or params.snapshot.days)
-    write(params.marketplace, start, stop, out)
+    write(located(params.marketplace, workspace), start, stop, out)
+    pictures = (
+        f"zip://::{out}/images.zip" if params.marketplace.catalogue is None else params.marketplace.catalogue_images
+    )
     print(
         f"{out} holds {start:%Y-%m-%d} to {stop:%Y-%m-%d} of a simulated shop. To run on it, set in params.yaml:\n"
         f"snapshot:\n  source: files\n  files:\n    items: {out}/items.parquet\n    events: {out}/events\n"
-        f"    judgments: {out}/judgments.parquet"
-        + (f"\n    image_root: zip://::{out}/images.zip" if (out / "images.zip").exists() else "")
+        f"    judgments: {out}/judgments.parquet" + (f"\n    image_root: {pictures}" if pictures else "")
     )
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import closing
@@ -44,12 +45,12 @@ from mrse.data.contract import (
 )
 from mrse.data.images import ImageStore, as_image_root
 from mrse.data.raw import Span, batches, open_table, time_range
-from mrse.data.uris import resolve
 from mrse.errors import DataError
 from mrse.layout import SNAPSHOT
 from mrse.progress import say, track
 
 DRAWN = "images.zip"  # pictures that the source draws; empty where the shop has its own
+_DATE = re.compile(r"\d{4}-?\d{2}-?\d{2}")
 _SORT_THREADS = 4
 _NEWEST = """QUALIFY item_id IS NULL
     OR updated_at IS NOT DISTINCT FROM max(updated_at) OVER (PARTITION BY item_id)"""
@@ -104,11 +105,12 @@ def shop_of(params: Params) -> str:
     """What tells a shop from others on all of its days: where its items are, or what simulates it; sha256, 16 digits.
 
     A hash, as an address may hold a password. Local paths count as they are written, so that a moved workspace is the
-    same shop.
+    same shop; dates in addresses do not count, as a shop may write its items to another place every day.
     """
     made = params.marketplace
     simulated: list[str | int] = [made.seed, made.items if made.catalogue is None else made.catalogue]
-    told = simulated if params.snapshot.source == "marketplace" else [str(params.snapshot.files.items)]
+    given = _DATE.sub("DATE", str(params.snapshot.files.items))
+    told = simulated if params.snapshot.source == "marketplace" else [given]
     return hashlib.sha256(json.dumps([params.snapshot.source, *told]).encode()).hexdigest()[:16]
 
 
@@ -157,17 +159,13 @@ def _files(config: SnapshotConfig, workspace: Path) -> Source:
 
 
 def _marketplace(config: MarketplaceConfig, window: Span, workspace: Path, folder: Path, new: Path) -> Source:
-    from mrse.data.marketplace import simulate  # only this source pays for loading the simulator
+    from mrse.data.marketplace import located, simulate  # only this source pays for loading the simulator
 
     folder.mkdir()
     given = config.catalogue is not None
-    addresses = {
-        key: None if value is None else resolve(value, workspace)
-        for key, value in (("catalogue", config.catalogue), ("catalogue_images", config.catalogue_images))
-    }
     root = _checked_root(config.catalogue_images, workspace) if given else f"zip://::data/snapshot/{DRAWN}"
     say("simulating a shop")
-    simulate(config.model_copy(update=addresses), window[0], window[1], folder)
+    simulate(located(config, workspace), window[0], window[1], folder)
     if not given:
         (folder / DRAWN).rename(new / DRAWN)
     return Source(

@@ -16,7 +16,7 @@ from mrse.jsonfile import write_text
 from mrse.serving.examples import Question
 from mrse.serving.recall import Hit, Reader
 
-_SIDE = 240  # shown at 120 to 200 points; small pictures are never enlarged
+_SIDE = 240  # pixels, at most; a page shows a picture about 200 wide
 
 
 class Thumbnails:

@@ -8,8 +8,6 @@ scan with the same checks (`benchmarks/validation.py`), plus some seconds to loa
 
 from __future__ import annotations
 
-import hashlib
-import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -101,7 +99,7 @@ def validate_logs(params: Params, workspace: Path) -> str:
     """Check `data/snapshot`; write `data/clean`, `data/quarantine`, `reports/validation.json`, `reports/validation/`.
 
     Args:
-        params: uses `validate_logs`, `services.state_dir`, and what names the shop in `snapshot` and `marketplace`.
+        params: uses `validate_logs` and `services.state_dir`.
         workspace: the folder that holds `data/`.
 
     Returns:
@@ -120,7 +118,7 @@ def validate_logs(params: Params, workspace: Path) -> str:
         config=params.validate_logs,
         meta=meta,
         workspace=workspace,
-        state=Path(workspace, params.services.state_dir, "statistics", _shop(params)),
+        state=Path(workspace, params.services.state_dir, "statistics", f"{meta.source}-{meta.shop}"),
         engine=Engine(),
     )
     shutil.rmtree(run.fresh, ignore_errors=True)
@@ -497,16 +495,6 @@ def _batch_name(files: list[Path]) -> str:
     names = {f"dt={contract.NULL_DAY}": "rows without a time"}
     first, last = (names.get(path.parent.name, path.parent.name[3:]) for path in (files[0], files[-1]))
     return first if first == last else f"{first} to {last}"
-
-
-def _shop(params: Params) -> str:
-    """What tells one shop's statistics from another's in the same state folder; dates in addresses do not count."""
-    if params.snapshot.source == "files":
-        name = f"files {params.snapshot.files.items}"
-    else:
-        name = f"marketplace {params.marketplace.seed} {params.marketplace.catalogue}"
-    undated = re.sub(r"\d{4}-?\d{2}-?\d{2}", "DATE", name)
-    return f"{params.snapshot.source}-{hashlib.sha256(undated.encode()).hexdigest()[:8]}"
 
 
 def _summary(run: Run) -> str:

@@ -2,6 +2,7 @@
 
 import sys
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -260,6 +261,22 @@ def test_simulate_writes_what_the_files_source_reads(mrse, shop):  # noqa: F811
     assert given["snapshot"]["source"] == "files"
     assert pq.read_table(files["items"]).num_rows > 0
     assert len(list((shop / files["events"]).iterdir())) == 2
+    assert files["image_root"] == "zip://::elsewhere/images.zip"
+
+
+def test_simulate_finds_a_given_catalogue_from_any_folder(mrse, shop, monkeypatch):  # noqa: F811
+    rows = {"item_id": ["a", "b"], "title": ["red shirt", "blue shirt"], "kind": ["shirt", "shirt"]}
+    pq.write_table(pa.table(rows), shop / "given.parquet")
+    given = {"catalogue": "given.parquet", "catalogue_images": "photos.zip", "labels": {"type": "kind"}}
+    small = {"shoppers": 10, "events_per_day": 50, **given}
+    raw = yaml.safe_load((shop / "params.yaml").read_text())
+    (shop / "params.yaml").write_text(yaml.safe_dump({**raw, "marketplace": small}))
+    (shop / "below").mkdir()
+    monkeypatch.chdir(shop / "below")
+    code, out, error = mrse("--params", shop / "params.yaml", "simulate", "--out", "out", "--days", 1)
+    assert code == 0, error
+    assert "image_root: photos.zip" in out
+    assert pq.read_table("out/items.parquet")["item_id"].to_pylist() == ["a", "b"]
 
 
 def test_show_prints_where_a_report_is(mrse, shop, services):  # noqa: F811

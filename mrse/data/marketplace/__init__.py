@@ -5,6 +5,6 @@ shows what its own ranker and exploration choose, with known propensities; the d
 seed and day. See the modules for each part.
 """
 
-from mrse.data.marketplace.shop import simulate
+from mrse.data.marketplace.shop import located, simulate
 
-__all__ = ["simulate"]
+__all__ = ["located", "simulate"]

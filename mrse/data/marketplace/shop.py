@@ -21,6 +21,7 @@ from mrse.data.marketplace.pictures import draw_pictures
 from mrse.data.marketplace.queries import ASKABLE
 from mrse.data.marketplace.sessions import Events, Requests, Shop
 from mrse.data.marketplace.shoppers import gather
+from mrse.data.uris import resolve
 from mrse.errors import ConfigError
 from mrse.progress import track
 
@@ -65,6 +66,13 @@ def simulate(config: MarketplaceConfig, start: datetime, end: datetime, folder: 
     write_parquet(judge(config, catalogue, counts.commonest()), folder / "judgments.parquet")
     if not config.catalogue:
         draw_pictures(config, catalogue, folder / "images.zip")
+
+
+def located(config: MarketplaceConfig, workspace: Path) -> MarketplaceConfig:
+    """The same shop, its given catalogue found from any folder: a local path counts from the workspace."""
+    if config.catalogue is None:
+        return config
+    return config.model_copy(update={"catalogue": resolve(config.catalogue, workspace)})
 
 
 def _days(config: MarketplaceConfig, start: datetime, end: datetime) -> range:
