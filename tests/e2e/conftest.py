@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+
+from tests.e2e.airflow import Airflow, missing, wait
 
 ROOT = Path(__file__).parents[2]
 
@@ -101,3 +104,19 @@ def finished(new_workspace: Callable[[], Workspace]) -> Workspace:
     workspace = new_workspace()
     workspace.run("dvc", "repro")
     return workspace
+
+
+@pytest.fixture(scope="session")
+def airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Airflow]:
+    """Airflow after the day `first`, whose training was killed once."""
+    if missing():
+        pytest.skip(f"not installed: {missing()}")
+    started = Airflow(tmp_path_factory.mktemp("airflow"), TINY)
+    try:
+        started.trigger("first", {"end": "2026-03-15"})
+        wait(lambda: "Running stage 'train'" in started.logs("first", "train"))
+        os.kill(started.process("train"), signal.SIGKILL)
+        started.finished("first")
+        yield started
+    finally:
+        started.stop()

@@ -1,0 +1,220 @@
+"""`make airflow` in a checkout of its own: what a person does there by the command line and the UI does by the API."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.request import Request, urlopen
+
+import yaml
+
+ROOT = Path(__file__).parents[2]
+FILES = ("mrse", "components", "dags", "dvc.yaml", ".dvcignore", "Makefile", "pyproject.toml", "constraints.txt")
+MINUTES = 20.0
+ENDED = {"success", "failed"}
+
+
+class Airflow:
+    """A shop, committed, with an MLflow server and `make airflow` beside it. `params`: of the shop."""
+
+    def __init__(self, folder: Path, params: dict[str, Any]) -> None:
+        self.shop = folder / "shop"
+        self.home = self.shop / ".mrse" / "airflow"
+        self.log = folder / "airflow.log"
+        self._lay_out(params)
+        port, pages = _free_port(), _free_port()
+        self.address = f"http://127.0.0.1:{port}"
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(("MRSE_", "MLFLOW_", "COV_"))}
+        settings = {
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "PYTHONPATH": str(self.shop),
+            "OMP_NUM_THREADS": "1",
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+            "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{pages}",
+            "AIRFLOW__API__PORT": str(port),
+            "AIRFLOW__SCHEDULER__USE_JOB_SCHEDULE": "False",  # only the runs that the test asks for
+            "AIRFLOW__WORKERS__EXECUTION_API_TIMEOUT": "60",  # two cores are busy when all of it starts
+        }
+        self.env = kept | settings
+        # The command line finds there what the Makefile tells the daemons.
+        self._told = self.env | {
+            "AIRFLOW_HOME": str(self.home),
+            "AIRFLOW__CORE__DAGS_FOLDER": str(self.shop / "dags"),
+            "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        }
+        server = ["mlflow", "server", "--host", "127.0.0.1", "--port", str(pages), "--workers", "1"]
+        store = [
+            "--backend-store-uri",
+            f"sqlite:///{folder}/mlflow.db",
+            "--artifacts-destination",
+            str(folder / "kept"),
+        ]
+        self._mlflow = self._start(folder / "mlflow.log", *server, *store)
+        self._make = self._start(self.log, "make", "airflow")
+        try:
+            self._token = self._log_in()
+            for dag in ("mrse_daily", "mrse_rollback"):
+                wait(lambda dag=dag: self._unpaused(dag))
+        except BaseException:
+            self.stop()
+            raise
+
+    def command(self, *arguments: str) -> str:
+        """Run `airflow …`."""
+        done = subprocess.run(
+            ["airflow", *arguments], env=self._told, cwd=self.shop, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, f"{arguments}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    def api(self, method: str, path: str, body: Any = None) -> Any:
+        """One call of Airflow's API, as the UI makes it."""
+        headers = {"Authorization": f"Bearer {self._token}", "Content-Type": "application/json"}
+        data = None if body is None else json.dumps(body).encode()
+        with urlopen(Request(f"{self.address}/api/v2/{path}", data, headers, method=method), timeout=60) as answer:
+            return json.loads(answer.read() or b"null")
+
+    def trigger(self, run: str, conf: dict[str, Any], dag: str = "mrse_daily") -> None:
+        """What the button of the UI's form does: a run without a logical date."""
+        self.api("POST", f"dags/{dag}/dagRuns", {"dag_run_id": run, "logical_date": None, "conf": conf})
+
+    def day(self, run: str, **conf: Any) -> dict[str, str]:
+        """Trigger `mrse_daily` and wait for its end; the states of its tasks."""
+        self.trigger(run, conf)
+        return self.finished(run)
+
+    def again(self, run: str) -> dict[str, str]:
+        """Clear a day, all of it, and wait for its end."""
+        self.api("POST", f"dags/mrse_daily/dagRuns/{run}/clear", {"dry_run": False, "only_failed": False})
+        return self.finished(run)
+
+    def finished(self, run: str, dag: str = "mrse_daily") -> dict[str, str]:
+        """The states of a run's tasks, when it has ended."""
+        wait(lambda: self.api("GET", f"dags/{dag}/dagRuns/{run}")["state"] in ENDED)
+        return self.states(run, dag)
+
+    def runs(self, dag: str = "mrse_daily") -> list[str]:
+        return [run["dag_run_id"] for run in self.api("GET", f"dags/{dag}/dagRuns?limit=100")["dag_runs"]]
+
+    def conf(self, run: str, dag: str = "mrse_daily") -> Any:
+        """With which parameters a run was triggered."""
+        return self.api("GET", f"dags/{dag}/dagRuns/{run}")["conf"]
+
+    def states(self, run: str, dag: str = "mrse_daily") -> dict[str, str]:
+        found = self.api("GET", f"dags/{dag}/dagRuns/{run}/taskInstances")
+        return {task["task_id"]: task["state"] for task in found["task_instances"]}
+
+    def seconds(self, run: str, task: str) -> float:
+        """How long a task ran, its worker's start included."""
+        return float(self.api("GET", f"dags/mrse_daily/dagRuns/{run}/taskInstances/{task}")["duration"])
+
+    def result(self, run: str, task: str, dag: str = "mrse_daily") -> Any:
+        """What a task handed on."""
+        path = f"dags/{dag}/dagRuns/{run}/taskInstances/{task}/xcomEntries/return_value"
+        return self.api("GET", path)["value"]
+
+    def logs(self, run: str, task: str, dag: str = "mrse_daily") -> str:
+        folder = self.home / "logs" / f"dag_id={dag}" / f"run_id={run}" / f"task_id={task}"
+        return "".join(path.read_text() for path in sorted(folder.glob("*.log")))
+
+    def live(self) -> str:
+        """What `mrse status` says: the live collection and MLflow's champion."""
+        return self.mrse("status")
+
+    def mrse(self, *arguments: str) -> str:
+        """Run `mrse …` in the shop."""
+        done = subprocess.run(
+            ["mrse", *arguments], cwd=self.shop, env=self.env, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def process(self, stage: str) -> int:
+        """The process that runs a stage here."""
+        ours = f"MRSE_PIPELINE={self.shop}".encode()
+        for folder in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):  # it has ended, or is another user's
+                command = (folder / "cmdline").read_bytes().split(b"\0")
+                told = (folder / "environ").read_bytes().split(b"\0")
+                if command[-3:-1] == [b"run", stage.encode()] and ours in told:
+                    return int(folder.name)
+        raise AssertionError(f"no process runs {stage}")
+
+    def stop(self) -> None:
+        """End Airflow and the MLflow server as Ctrl-C does."""
+        for process in (self._make, self._mlflow):
+            os.killpg(process.pid, signal.SIGTERM)
+        for process in (self._make, self._mlflow):
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(30)
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+    def _lay_out(self, params: dict[str, Any]) -> None:
+        self.shop.mkdir()
+        for name in FILES:
+            subprocess.run(["cp", "-r", str(ROOT / name), str(self.shop)], check=True)
+        (self.shop / ".gitignore").write_text("__pycache__\n.mrse\n.venv\n")
+        (self.shop / "params.yaml").write_text(yaml.safe_dump(params))
+        for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "shop"]):
+            identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+            subprocess.run(["git", *identity, *command], cwd=self.shop, check=True)
+        # The environment that runs the tests, as one in which `make` has nothing to install.
+        (self.shop / ".venv").mkdir()
+        for path in Path(sys.prefix).iterdir():
+            if not path.name.startswith("."):
+                (self.shop / ".venv" / path.name).symlink_to(path)
+        for stamp in (".pipeline", ".airflow"):
+            (self.shop / ".venv" / stamp).touch()
+
+    def _start(self, log: Path, *command: str) -> subprocess.Popen[bytes]:
+        with log.open("wb") as out:
+            return subprocess.Popen(
+                command, env=self.env, cwd=self.shop, stdout=out, stderr=out, start_new_session=True
+            )
+
+    def _log_in(self) -> str:
+        wait(lambda: "user and password" in self.log.read_text(errors="replace"))
+        (self.user, self.password), *_ = json.loads(
+            (self.home / "simple_auth_manager_passwords.json.generated").read_text()
+        ).items()
+        data = json.dumps({"username": self.user, "password": self.password}).encode()
+        request = Request(f"{self.address}/auth/token", data, {"Content-Type": "application/json"})
+        with urlopen(request, timeout=60) as answer:
+            return str(json.load(answer)["access_token"])
+
+    def _unpaused(self, dag: str) -> bool:
+        assert self._make.poll() is None, self.log.read_text(errors="replace")[-3000:]
+        with suppress(HTTPError, URLError):  # not loaded yet
+            return self.api("PATCH", f"dags/{dag}", {"is_paused": False})["is_paused"] is False
+        return False
+
+
+def missing() -> str:
+    """What `make airflow` needs and this machine lacks; empty where it has all."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return ", ".join(name for name in ("make", "git", "airflow") if shutil.which(name, path=path) is None)
+
+
+def wait(done: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + MINUTES * 60
+    while not done():
+        assert time.monotonic() < deadline, "it did not get there"
+        time.sleep(1)
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
