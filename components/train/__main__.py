@@ -8,9 +8,11 @@ from pathlib import Path
 
 from mrse import component, tracking
 from mrse.config import Params
+from mrse.data.contract import read_items
 from mrse.device import pick
 from mrse.jsonfile import write_json
 from mrse.layout import CHALLENGER_JSON, CHALLENGER_PACKAGE, CLEAN, FEATURES, PROFILES, TRAIN_CURVES, TRAIN_METRICS
+from mrse.progress import say
 from mrse.training import checkpoint, distributed
 from mrse.training.lineage import lineage
 from mrse.training.reports import write_curves
@@ -28,6 +30,8 @@ def body(params: Params, workspace: Path) -> str:
         return f"{processes} processes are done"
     services, device = params.services.under(workspace), pick(params.train.device)
     with distributed.joined(params.train.process_timeout_seconds, device) as world:
+        if world.first and params.train.model.user_history:
+            _say_if_taste_is_silent(workspace)
         report = train(
             params.train,
             features=workspace / FEATURES,
@@ -42,6 +46,16 @@ def body(params: Params, workspace: Path) -> str:
     if not world.first:
         return "the first process writes and registers"
     return _registered(params, workspace, report)
+
+
+def _say_if_taste_is_silent(workspace: Path) -> None:
+    """Taste is how an item differs from others of its category (`Mrse.start_fusion`): there must be two of them."""
+    categories = read_items(workspace / CLEAN).column("category").fill_null("")
+    if len(categories.unique()) < 2:
+        say(
+            "train: the items are of no two categories, so taste stays silent: of a shopper's history counts only "
+            "what fits the query"
+        )
 
 
 def _registered(params: Params, workspace: Path, report: TrainReport) -> str:

@@ -1,4 +1,5 @@
-"""The ablations as one table (CSV and Markdown) and two figures (SVG): differences, and convergence of the losses.
+"""The ablations as one table (CSV and Markdown) and three figures (SVG): differences, sweeps of a
+setting, and convergence of the losses.
 
 Legend of the shape suffixes: S seeds, T evaluations during a training.
 """
@@ -21,14 +22,16 @@ from matplotlib.ticker import MaxNLocator
 from mrse.config import FULL
 from mrse.evaluation.ablation import TABLE, Ablation, Compared
 from mrse.evaluation.bootstrap import Lift
+from mrse.evaluation.variants import DATA, Variant
 from mrse.evaluation.wording import change, made_up, plain, shown, signed
 from mrse.jsonfile import write_text
 
-PAGE, DIFFERENCES, CONVERGENCE = "ablation.md", "ablation.svg", "convergence.svg"
+PAGE, DIFFERENCES, SWEEPS, CONVERGENCE = "ablation.md", "ablation.svg", "sweeps.svg", "convergence.svg"
 _NDCG, _RELE = "ndcg_at_10", "judged.rele_at_10"
 _INK, _SOFT, _LINE = "#1c2024", "#60646c", "#d9dce1"
 _GAIN, _LOSS, _OPEN = "#18794e", "#c62a2f", "#60646c"
 _LOSS_COLOURS = ("#0b68cb", "#ad5700", "#8e4ec6", "#18794e")
+_PANELS = 4  # in a row
 _STYLE: Any = {"svg.hashsalt": "mrse", "font.family": "DejaVu Sans", "font.size": 9, "text.color": _INK}
 
 
@@ -40,11 +43,12 @@ def write_ablation(ablation: Ablation, out: Path) -> list[Path]:
         out: the folder; older files of the same names are replaced.
 
     Returns:
-        The files. There is no figure of differences without a scored variant, and none of convergence unless at least
-        one part of the hybrid loss was trained alone and there are validation requests.
+        The files. There is no figure of differences without a scored variant, none of sweeps without a variant that
+        changes one number alone, and none of convergence unless at least one part of the hybrid loss was trained alone
+        and there are validation requests.
     """
     out.mkdir(parents=True, exist_ok=True)
-    figures = {DIFFERENCES: differences(ablation), CONVERGENCE: convergence(ablation)}
+    figures = {DIFFERENCES: differences(ablation), SWEEPS: sweeps(ablation), CONVERGENCE: convergence(ablation)}
     drawn = {name: figure for name, figure in figures.items() if figure is not None}
     for name in figures.keys() - drawn.keys():
         (out / name).unlink(missing_ok=True)
@@ -140,6 +144,64 @@ def differences(ablation: Ablation) -> Figure | None:
         axes.grid(axis="x", color=_LINE, linewidth=0.6)
         axes.spines["left"].set_visible(False)
     return figure
+
+
+def sweeps(ablation: Ablation) -> Figure | None:
+    """The primary metric by every number that variants change alone, the full model's value among theirs: how it grows
+    with the examples and the vectors, what length of history and which weights of the loss do.
+    """
+    found = _sweeps(ablation)
+    if not found:
+        return None
+    rows = -(-len(found) // _PANELS)
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(8.5, 0.3 + 2.0 * rows), layout="constrained")
+        panels = figure.subplots(rows, _PANELS, sharey=True, squeeze=False).flatten()
+        for axes, (setting, points) in zip(panels, found.items(), strict=False):
+            _draw_sweep(axes, setting, points, ablation.primary)
+        for axes in panels[len(found) :]:
+            axes.set_visible(False)
+        for axes in panels[::_PANELS]:
+            axes.set_ylabel(shown(ablation.primary), color=_SOFT)
+    return figure
+
+
+def _sweeps(ablation: Ablation) -> dict[str, list[tuple[float, Compared]]]:
+    """Per setting its values, ascending, and what was found at each."""
+    alone = [row for row in ablation.rows if not row.failed and len(row.variant.changes) == 1]
+    found: dict[str, list[tuple[float, Compared]]] = {}
+    for setting in dict.fromkeys(setting for row in alone for setting in row.variant.changes):
+        rows = [ablation.full, *(row for row in alone if setting in row.variant.changes)]
+        points = [(_value(row.variant, setting), row) for row in rows]
+        if all(isinstance(value, int | float) and not isinstance(value, bool) for value, _ in points):
+            found[setting] = sorted(points, key=lambda point: point[0])
+    return found
+
+
+def _value(variant: Variant, setting: str) -> Any:
+    of_data = setting.startswith(DATA)
+    value: Any = variant.data if of_data else variant.train
+    for name in setting.removeprefix(DATA).split("."):
+        value = getattr(value, name)
+    return value
+
+
+def _draw_sweep(axes: Axes, setting: str, points: Sequence[tuple[float, Compared]], primary: str) -> None:
+    """Places are even, whatever the values: sweeps mostly double."""
+    lifts = [row.lifts[primary] for _, row in points]
+    means = np.array([lift.challenger for lift in lifts], dtype=float)
+    axes.plot(means, "-", color=_SOFT, linewidth=0.8, zorder=1)
+    for place, ((_, row), lift) in enumerate(zip(points, lifts, strict=True)):
+        colour = _INK if row.variant.name == FULL else _tone(lift)
+        if None not in (lift.reference, lift.lower, lift.upper):
+            ends = np.array([lift.lower, lift.upper], dtype=float) + float(lift.reference or 0.0)
+            axes.plot([place, place], ends, color=colour, linewidth=2.2, zorder=2)
+        axes.plot([place], means[place], "o", color=colour, markersize=5, zorder=3)
+    axes.set_xticks(range(len(points)), [f"{value:g}" for value, _ in points])
+    axes.set_xlabel(setting, color=_SOFT)
+    axes.margins(x=0.15)
+    _tidy(axes)
+    axes.grid(axis="y", color=_LINE, linewidth=0.6)
 
 
 def convergence(ablation: Ablation) -> Figure | None:

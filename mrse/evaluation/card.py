@@ -21,6 +21,7 @@ from mrse.evaluation.ablation import TABLE
 from mrse.evaluation.wording import change, made_up, plain, shown
 from mrse.jsonfile import read_handed, write_text
 from mrse.layout import ABLATION, CARD, CHALLENGER_JSON, CHALLENGER_PACKAGE, CLEAN, DECISION
+from mrse.model.history import ShopperHistory
 from mrse.model.retriever import Retriever
 
 _ARTIFACT = "card"
@@ -100,7 +101,14 @@ def _facts(model: Retriever) -> dict[str, Any]:
         "query_length": config.query_length,
         "title_length": config.title_length,
         "text_encoder": bool(model.settings["text_encoder"]),
+        "silent_taste": _taste_is_silent(model),
     }
+
+
+def _taste_is_silent(model: Retriever) -> bool:
+    """Whether the shop's items were of no two categories (`Mrse.start_fusion`), so that nothing tells a taste."""
+    history = model.model.query_tower.history
+    return isinstance(history, ShopperHistory) and not bool(history.taste.metric_WW.any())
 
 
 def _figures(decision: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any], Mapping[str, Any]]]:

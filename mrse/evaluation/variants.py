@@ -24,7 +24,7 @@ from mrse.profiles import tables
 
 _MATCH = "match"
 _HIDDEN = "model.hidden"
-_DATA = "data."
+DATA = "data."
 _DRAW_SEED = 0
 
 
@@ -88,8 +88,8 @@ def make_variant(params: Params, group: str, name: str, full: Variant, features:
     """
     changes = params.ablate.variants[group][name]
     where = f"params.yaml: ablate.variants.{group}.{name}"
-    of_data = {key.removeprefix(_DATA): value for key, value in changes.items() if key.startswith(_DATA)}
-    of_train = {key: value for key, value in changes.items() if not key.startswith(_DATA)}
+    of_data = {key.removeprefix(DATA): value for key, value in changes.items() if key.startswith(DATA)}
+    of_train = {key: value for key, value in changes.items() if not key.startswith(DATA)}
     matched = of_train.get(_HIDDEN) == _MATCH
     if matched:
         del of_train[_HIDDEN]

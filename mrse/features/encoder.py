@@ -104,12 +104,14 @@ class ImageEncoder:
             device: where it runs.
 
         Raises:
-            ConfigError: it cannot be loaded, lacks weights or preprocessor settings, or is no vision model.
+            ConfigError: it cannot be loaded, lacks safetensors weights or preprocessor settings, or is no vision model.
         """
         where = f"image_encoder {str(name)!r}"
         try:
             with _quiet(), torch.random.fork_rng(devices=[]):
-                model, report = transformers.AutoModel.from_pretrained(str(name), output_loading_info=True)
+                model, report = transformers.AutoModel.from_pretrained(
+                    str(name), output_loading_info=True, use_safetensors=True
+                )
             raw, _ = BaseImageProcessor.get_image_processor_dict(str(name))
         except (OSError, ValueError, KeyError) as error:
             raise ConfigError(f"{where}: cannot be loaded: {error}") from None

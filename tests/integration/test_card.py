@@ -71,7 +71,15 @@ def test_the_card_says_what_the_files_say(shop):
     assert all(f"Not measured: {note}" in card for note in decision["not_measured"])
     assert "Simulated data" not in card, "this shop is not"
     assert "What each part is worth" not in card, "nothing was ablated"
+    assert "Taste is silent" not in card, "there are categories"
     assert "{{" not in card and "None" not in card
+
+
+def test_the_card_says_where_taste_is_silent(shop, monkeypatch):
+    model = Retriever.load(shop / "models/challenger")
+    model.model.query_tower.history.taste.metric_WW.zero_()
+    monkeypatch.setattr(Retriever, "load", lambda folder: model)
+    assert "\n- Taste is silent: the items were of no two categories." in make_card(shop)
 
 
 def test_the_snippet_of_the_card_runs_in_the_workspace(shop):

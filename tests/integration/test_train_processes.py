@@ -116,6 +116,7 @@ def test_a_killed_run_goes_on_with_another_number_of_processes(tiny, tmp_path, a
     codes, logs = many(after, tiny, tmp_path / "resumed", STILL, cache)
     assert codes == [0] * after, logs
     assert len(list((cache / "train").iterdir())) == 1
+    assert all(row["hnst"] > 0 for step, row in alone.losses if step > 6), "hard negatives are in the curve"
     for report in reports(tmp_path / "resumed", after):
         assert report.resumed_from == 8
         same_curves(report, alone, rel=2e-3)

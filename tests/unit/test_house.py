@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -64,6 +65,15 @@ def test_imports_run_downwards(path: Path) -> None:
 def test_components_know_no_scheduler() -> None:
     for path in (ROOT / "components").rglob("*.py"):
         assert not {module.split(".")[0] for module in imports(path)} & {"airflow", "dags", "kubernetes"}, path
+
+
+def test_nothing_is_unpickled() -> None:
+    """Weights, checkpoints and packages are safetensors, JSON and ONNX: none of them runs code when it is read."""
+    for path in [*(ROOT / "mrse").rglob("*.py"), *(ROOT / "components").rglob("*.py")]:
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(r"import (cloud)?pickle|import (dill|joblib)|\btorch\.load\(|allow_pickle", text), path
+        for arguments in re.findall(r"Model\.from_pretrained\(([^)]*\)?[^)]*)\)", text):
+            assert "use_safetensors=True" in arguments, path
 
 
 def strings(path: Path) -> set[str]:

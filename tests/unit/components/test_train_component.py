@@ -1,6 +1,8 @@
 import csv
 import subprocess
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
@@ -8,6 +10,7 @@ import yaml
 from components.train import __main__ as stage
 from components.train.__main__ import body
 from mrse import config, tracking
+from mrse.errors import TrainingFailed
 from mrse.jsonfile import read_json
 from mrse.model.retriever import package_fingerprint
 from mrse.training.lineage import lineage
@@ -29,6 +32,30 @@ def done(workspace):
     train = tiny_shop.config(**quick).model_dump(mode="json")
     params = config.parse({"snapshot": {"end": "2026-03-15"}, "train": train})
     return params.services.under(workspace), body(params, workspace)
+
+
+@pytest.mark.parametrize(
+    ("category", "user_history", "told"),
+    [(None, True, True), ("Shoes", True, True), (None, False, False), ("as it is", True, False)],
+)
+def test_taste_that_stays_silent_is_told(tmp_path, monkeypatch, capsys, category, user_history, told):
+    tiny_shop.write_shop(tmp_path / "data")
+    if category != "as it is":
+        path = tmp_path / "data/clean/items.parquet"
+        items = pq.read_table(path)
+        place = items.schema.get_field_index("category")
+        column = pa.array([category] * len(items), items.schema.field(place).type)
+        pq.write_table(items.set_column(place, items.schema.field(place), column), path)
+
+    def stopped(*_, **__):
+        raise TrainingFailed("not in this test")
+
+    monkeypatch.setattr(stage, "train", stopped)
+    monkeypatch.delenv("MRSE_QUIET", raising=False)
+    train = tiny_shop.config(model={"user_history": user_history}).model_dump(mode="json")
+    with pytest.raises(TrainingFailed):
+        body(config.parse({"snapshot": {"end": "2026-03-15"}, "train": train}), tmp_path)
+    assert ("taste stays silent" in capsys.readouterr().err) == told
 
 
 def test_everything_that_dvc_declares_is_written(workspace, done):

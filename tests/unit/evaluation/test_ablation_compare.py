@@ -15,7 +15,7 @@ import pytest
 
 from mrse.config import DataChange, GateConfig, TrainConfig
 from mrse.evaluation.ablation import Ablation, Run, compare, pooled
-from mrse.evaluation.ablation_report import as_csv, as_markdown, in_short, write_ablation
+from mrse.evaluation.ablation_report import as_csv, as_markdown, in_short, sweeps, write_ablation
 from mrse.evaluation.inputs import Inputs
 from mrse.evaluation.slices import Slices
 from mrse.evaluation.variants import Variant
@@ -130,7 +130,8 @@ def test_the_table_says_what_was_found(results):
 def test_the_figures_are_drawn_from_what_is_there(results, tmp_path):
     ablation = ablation_of(results)
     files = write_ablation(ablation, tmp_path / "out")
-    assert [path.name for path in files] == ["ablation.md", "ablation.csv", "ablation.svg", "convergence.svg"]
+    names = ["ablation.md", "ablation.csv", "ablation.svg", "sweeps.svg", "convergence.svg"]
+    assert [path.name for path in files] == names
     for path in files[2:]:
         assert ElementTree.parse(path).getroot().tag.endswith("svg")
     before = [path.read_bytes() for path in files]
@@ -139,3 +140,22 @@ def test_the_figures_are_drawn_from_what_is_there(results, tmp_path):
     files = write_ablation(no_curves, tmp_path / "out")
     assert [path.name for path in files] == ["ablation.md", "ablation.csv"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["ablation.csv", "ablation.md"]
+
+
+def test_a_sweep_is_every_number_that_is_changed_alone(results):
+    ablation = ablation_of(results)
+    shifted = ablation.rows[0]
+    fewer = {"changes": {"data.examples_share": 0.5}, "data": DataChange(examples_share=0.5)}
+    half = replace(shifted, variant=replace(FULL, name="half", **fewer))
+    both = replace(shifted, variant=variant("both", **{"loss.beta": 1.0, "loss.margin": 0.2}))
+    flag = replace(shifted, variant=variant("flag", **{"loss.logq": False}))
+    broken = replace(shifted, variant=variant("more", **{"loss.beta": 2.0}), failed="it broke")
+    one, two = sweeps(replace(ablation, rows=[half, shifted, both, flag, broken])).axes[:2]
+    assert (one.get_xlabel(), two.get_xlabel()) == ("data.examples_share", "loss.beta")
+    assert [label.get_text() for label in one.get_xticklabels()] == ["0.5", "1"]
+    assert [label.get_text() for label in two.get_xticklabels()] == ["0", "0.5"]
+    lift = shifted.lifts["recall_at_5"]
+    line, interval = two.lines[0], two.lines[1]
+    assert line.get_ydata() == pytest.approx([lift.challenger, lift.reference])
+    assert interval.get_ydata() == pytest.approx([lift.reference + lift.lower, lift.reference + lift.upper])
+    assert sweeps(replace(ablation, rows=[both, flag, broken])) is None

@@ -8,6 +8,7 @@ import pytest
 import torch
 import transformers
 from PIL import Image
+from safetensors.torch import load_file
 
 from mrse.config import ImageEncoderConfig
 from mrse.errors import ConfigError
@@ -187,6 +188,14 @@ def test_a_text_model_or_missing_weights_are_refused(tmp_path: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 2}))
     with pytest.raises(ConfigError, match="incomplete"):
+        ImageEncoder.load(folder)
+
+
+def test_pickled_weights_are_refused(tmp_path: Path) -> None:
+    folder = saved_model(tmp_path)
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ConfigError, match=r"cannot be loaded: .*safetensors"):
         ImageEncoder.load(folder)
 
 

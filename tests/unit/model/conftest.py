@@ -18,8 +18,8 @@ def fresh(tiny):
     """An untrained retriever over them, nothing at zero that could hide a difference."""
     torch.manual_seed(1)
     retriever = Retriever.create(tiny_shop.config().model, tiny / "features")
-    for parameter in retriever.model.parameters():
-        if parameter.abs().sum() == 0:
-            torch.nn.init.normal_(parameter, std=0.1)
+    for tensor in [*retriever.model.parameters(), *retriever.model.buffers()]:
+        if tensor.abs().sum() == 0:
+            torch.nn.init.normal_(tensor, std=0.1)
     retriever.model.eval()
     return retriever
