@@ -19,19 +19,24 @@ from kubernetes.client.exceptions import ApiException
 class StagePod(KubernetesPodOperator):
     """A pod whose failure is told in one line."""
 
+    _handed: Any = None
+
     def execute(self, context: Context) -> Any:
         """Start the pod, or say why the API server refuses it."""
         try:
-            return super().execute(context)
+            super().execute(context)
         except ApiException as error:
             raise AirflowException(f"{self.task_id}: Kubernetes refuses its pod: {_told(error)}") from None
+        # Reached where the pod had ended already: the operator then does not defer, and drops what was handed on.
+        return self._handed
 
     def trigger_reentry(self, context: Context, event: dict[str, Any]) -> Any:
         """Take up the pod that has ended, or did not start."""
         try:
-            return super().trigger_reentry(context, event)
+            self._handed = super().trigger_reentry(context, event)
         except (AirflowException, ApiException) as error:
             raise AirflowException(f"{self.task_id}: {reason(self.task_id, self.pod, error)}") from None
+        return self._handed
 
 
 def reason(task: str, pod: V1Pod | None, error: Exception) -> str:
