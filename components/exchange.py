@@ -19,8 +19,9 @@ What the tasks before handed on stands in the environment, which a pod takes as 
 | `MRSE_DVC_REMOTE` | URL or folder of the DVC remote; default: `.mrse/dvc-remote` of the pipeline's folder |
 | `MRSE_RESULT` | file that receives the `Result`; where it names none the `Result` is printed |
 
-`keep` files the final `dvc.lock`, the parameters, the costs and the reports with the stage's MLflow run, and
-`checkout RUN FOLDER` restores a run's data and model from there.
+`component NAME …` runs a component that is no stage over what stages made. `keep` files the final `dvc.lock`, the
+parameters, the costs and the reports with the run's MLflow run, and `checkout RUN [FOLDER]` (`mrse checkout`) restores
+data and model from there. The report of a stage that failed is filed with MLflow, and the reason says where.
 """
 
 from __future__ import annotations
@@ -175,7 +176,8 @@ def run_stage(stage: str, pipeline: Path, ordered: Plan, locks: Sequence[str], r
         remote: URL or folder of the DVC remote.
 
     Raises:
-        ExchangeFailed: the stage failed, or its inputs cannot be had, or the remote cannot be reached.
+        ExchangeFailed: the stage failed (the message names its report, where it wrote one), or its inputs cannot be
+            had, or the remote cannot be reached.
         DataError: the pipeline at `ordered.commit` is not here, or `locks` do not agree.
     """
     began = time.perf_counter()
@@ -187,11 +189,14 @@ def run_stage(stage: str, pipeline: Path, ordered: Plan, locks: Sequence[str], r
             print(f"{stage}: run anew, because {ordered.force}", file=sys.stderr)
             forced = ["--force"]
         _dvc(stage, folder, environment, "fetch", "--run-cache", stage)
-        _dvc(stage, folder, environment, "repro", "--single-item", "--pull", *forced, stage)
+        component = spec.component(folder, stage)
+        try:
+            _dvc(stage, folder, environment, "repro", "--single-item", "--pull", *forced, stage)
+        except ExchangeFailed as error:
+            raise ExchangeFailed(f"{error}{_report(folder, component, pipeline, ordered, str(error))}") from None
         _dvc(stage, folder, environment, "push", "--run-cache", stage)
         ran = cost.exists()
         told = read_json(cost) if ran else {"seconds": 0.0, "peak_mib": 0.0}
-        component = spec.component(folder, stage)
         return Result(
             stage=stage,
             lock=(folder / "dvc.lock").read_text(encoding="utf-8"),
@@ -202,6 +207,33 @@ def run_stage(stage: str, pipeline: Path, ordered: Plan, locks: Sequence[str], r
             outcome=_told(folder, component.decides),
             mlflow_run=_told(folder, component.makes_run),
         )
+
+
+def run_component(
+    name: str, arguments: Sequence[str], pipeline: Path, ordered: Plan, locks: Sequence[str], remote: str
+) -> dict[str, str]:
+    """Run a component that is no stage, in a workspace of its own that holds what its `reads` names.
+
+    Args:
+        name: of the component.
+        arguments: added to its command.
+        pipeline, ordered, locks, remote: as of `run_stage`.
+
+    Returns:
+        `{"mlflow_run", "page"}` as `keep` does; both empty where it made no MLflow run.
+
+    Raises:
+        ExchangeFailed: it failed, or what it reads cannot be had.
+        DataError: the pipeline at `ordered.commit` is not here, or `locks` do not agree.
+    """
+    with _workspace(pipeline, ordered, merged(locks), remote) as folder:
+        environment = _environment(folder, pipeline, ordered)
+        component = spec.component(folder, name)
+        _dvc(name, folder, environment, "pull", *component.reads)
+        _call(name, name, folder, environment, [*component.command, *arguments])
+        made = component.makes_run
+        run = "" if made is None or not (folder / made.file).is_file() else str(_told(folder, made))
+    return {"mlflow_run": run, "page": _page(_services(pipeline, ordered.params), run) if run else ""}
 
 
 def keep(pipeline: Path, ordered: Plan, results: Sequence[Result], remote: str) -> dict[str, str]:
@@ -238,37 +270,55 @@ def keep(pipeline: Path, ordered: Plan, results: Sequence[Result], remote: str) 
     return {"mlflow_run": run, "page": _page(services, run)}
 
 
-def checkout(run: str, pipeline: Path, into: Path) -> None:
+def checkout(run: str, pipeline: Path, into: Path | None = None) -> Path:
     """Restore a run into a new folder: pipeline at its commit, `params.yaml`, `dvc.lock`, data, model and reports.
 
     Args:
         run: id, or the beginning of the id, of an MLflow run that `keep` filed.
         pipeline: folder that holds the pipeline; MLflow is the one that its `params.yaml` or the environment names.
-        into: the folder to make.
+        into: the folder to make, whole or not at all; None: `.mrse/checkout/<run>` of the pipeline's folder.
+
+    Returns:
+        The folder.
 
     Raises:
-        DataError: `into` is not empty, no run or several begin so, or the run's commit is not here.
-        ServiceError: MLflow cannot be reached, or has nothing filed with this run.
-        ExchangeFailed: the files cannot be had from the remote.
+        DataError: `into` is not empty, no run or several begin so, nothing is filed with it, or its commit is not here.
+        ServiceError: MLflow cannot be reached.
+        ExchangeFailed: the remote that the run was filed with, or `MRSE_DVC_REMOTE`, has not all of its files.
     """
-    if into.exists() and any(into.iterdir()):
+    into = into or pipeline / ".mrse" / "checkout" / run
+    if into.exists() and (not into.is_dir() or any(into.iterdir())):
         raise DataError(f"{into} is not empty")
+    into.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{into.name}.", dir=into.parent) as scratch:
+        folder = Path(scratch) / "folder"
+        _restore(run, pipeline, folder)
+        folder.rename(into)
+    return into
+
+
+def _restore(run: str, pipeline: Path, folder: Path) -> None:
     services = config.load(pipeline / "params.yaml").services.under(pipeline)
     found = [known.run_id for known in tracking.list_runs(services, limit=1000) if known.run_id.startswith(run)]
     if len(found) != 1:
         raise DataError(f"{len(found)} MLflow runs begin with {run!r}; `mrse runs` lists them")
-    with tempfile.TemporaryDirectory() as scratch:
-        kept = tracking.download_artifacts(services, found[0], ARTIFACT, Path(scratch) / ARTIFACT)
-        was = read_json(kept / "run.json")
-        ordered = Plan(was["commit"], (kept / "params.yaml").read_text(encoding="utf-8"))
-        into.mkdir(parents=True, exist_ok=True)
-        _furnish(into, pipeline, ordered, (kept / "dvc.lock").read_text(encoding="utf-8"), was["remote"])
+    if not tracking.connect(services).list_artifacts(found[0], ARTIFACT):
+        raise DataError(f"no dvc.lock is filed with run {found[0]}: the task file_run of mrse_daily files it")
+    kept = tracking.download_artifacts(services, found[0], ARTIFACT, folder.with_name(ARTIFACT))
+    was = read_json(kept / "run.json")
+    ordered = Plan(was["commit"], (kept / "params.yaml").read_text(encoding="utf-8"))
+    remote = os.environ.get("MRSE_DVC_REMOTE") or was["remote"]
+    folder.mkdir()
+    _furnish(folder, pipeline, ordered, (kept / "dvc.lock").read_text(encoding="utf-8"), remote)
     # What is live, and what lies in Milvus, is no file to restore; a stage that did not run has none either.
-    stages = yaml.safe_load((into / "dvc.lock").read_text(encoding="utf-8"))["stages"]
+    stages = yaml.safe_load((folder / "dvc.lock").read_text(encoding="utf-8"))["stages"]
     cached = [
-        out["path"] for entry in stages.values() for out in entry.get("outs", []) if _is_cached(into, out["path"])
+        out["path"] for entry in stages.values() for out in entry.get("outs", []) if _is_cached(folder, out["path"])
     ]
-    _dvc("checkout", into, _environment(into, pipeline, ordered), "pull", *cached)
+    try:
+        _dvc("checkout", folder, _environment(folder, pipeline, ordered), "pull", *cached)
+    except ExchangeFailed as error:
+        raise ExchangeFailed(f"{remote} has not all files of run {found[0]}: {error}") from None
 
 
 def hand_on(told: Any) -> None:
@@ -393,11 +443,14 @@ def _environment(folder: Path, pipeline: Path, ordered: Plan) -> dict[str, str]:
 
 
 def _dvc(task: str, folder: Path, environment: Mapping[str, str], *arguments: str) -> None:
-    """Run DVC and pass its output on; where it fails, the reason is the task's own message or DVC's last error."""
+    _call(task, f"dvc {arguments[0]}", folder, environment, [sys.executable, "-m", "dvc", *arguments])
+
+
+def _call(task: str, what: str, folder: Path, environment: Mapping[str, str], command: Sequence[str]) -> None:
+    """Run a command, pass its output on; where it fails, the reason is the task's own message or DVC's last error."""
     tail: deque[str] = deque(maxlen=50)
-    command = [sys.executable, leash.__file__, sys.executable, "-m", "dvc", *arguments]
     with subprocess.Popen(
-        command,
+        [sys.executable, leash.__file__, *command],
         cwd=folder,
         env=environment,
         stdin=subprocess.PIPE,
@@ -413,7 +466,24 @@ def _dvc(task: str, folder: Path, environment: Mapping[str, str], *arguments: st
     if process.returncode:
         own = [line for line in tail if line.startswith(f"{task}: ")]
         errors = [line.removeprefix("ERROR: ") for line in tail if line.startswith("ERROR: ")]
-        raise ExchangeFailed([f"{task}: dvc {arguments[0]} ended with {process.returncode}", *errors, *own][-1])
+        raise ExchangeFailed([f"{task}: {what} ended with {process.returncode}", *errors, *own][-1])
+
+
+def _report(folder: Path, component: spec.Component, pipeline: Path, ordered: Plan, reason: str) -> str:
+    """File what a failed stage reports; the end of the line that says why it failed."""
+    if component.report is None or not (folder / component.report).is_file():
+        return ""
+    services, report = _services(pipeline, ordered.params), folder / component.report
+    tags = {"stage": component.name, "reason": reason, "commit": ordered.commit}
+    try:
+        run = tracking.log_record(
+            services, tracking.FAILURES, name=component.name, tags=tags, metrics={}, artifacts=[report.parent]
+        )
+        place = _page(services, run) or tracking.connect(services).get_run(run).info.artifact_uri
+    except MrseError as error:
+        return f" Its report could not be filed: {error}"
+    artifacts = "/artifacts" if place.startswith("http") else ""
+    return f" Report: {place}{artifacts}/{report.parent.name}/{report.name}"
 
 
 def _told(folder: Path, told: spec.Told | None) -> str | None:
@@ -428,15 +498,17 @@ def _stop(signum: int, _: FrameType | None) -> None:
 def _main(arguments: argparse.Namespace) -> None:
     pipeline = pipeline_folder()
     if arguments.do == "checkout":
-        checkout(arguments.run, pipeline, arguments.folder)
+        print(checkout(arguments.run, pipeline, arguments.folder))
         return
     remote = os.environ.get("MRSE_DVC_REMOTE") or str((pipeline / ".mrse" / "dvc-remote").resolve())
     first, *handed = json.loads(os.environ["MRSE_HANDED"])
     ordered, results = Plan(**first), [Result(**result) for result in handed if result is not None]
+    locks = [result.lock for result in results]
     if arguments.do == "keep":
         hand_on(keep(pipeline, ordered, results, remote))
+    elif arguments.do == "component":
+        hand_on(run_component(arguments.name, arguments.arguments, pipeline, ordered, locks, remote))
     else:
-        locks = [result.lock for result in results]
         hand_on(asdict(run_stage(arguments.stage, pipeline, ordered, locks, remote)))
 
 
@@ -444,10 +516,15 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m components.exchange", description="See the module's docstring.")
     does = parser.add_subparsers(dest="do", required=True)
     does.add_parser("run", help="run one stage").add_argument("stage")
+    beside = does.add_parser("component", help="run a component that is no stage")
+    beside.add_argument("name")
+    beside.add_argument("arguments", nargs=argparse.REMAINDER, help="of the component's command")
     does.add_parser("keep", help="file the run with its MLflow run")
     restore = does.add_parser("checkout", help="restore a run's data and model")
     restore.add_argument("run", help="id of the MLflow run, or its beginning")
-    restore.add_argument("folder", type=Path, help="where to; a new or empty folder")
+    restore.add_argument(
+        "folder", type=Path, nargs="?", help="where to, a new or empty folder; default: .mrse/checkout/RUN"
+    )
     return parser
 
 

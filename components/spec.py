@@ -5,6 +5,7 @@ What schedules the stages reads these and nothing else, so a stage added to `dvc
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,12 +40,16 @@ class Component:
         command: what the stage runs, as in `dvc.yaml`.
         extras: of `pyproject.toml`, what the image installs.
         resources: `cpu` and `memory` as Kubernetes writes them, and `gpu` where the stage uses them.
+        node_selector: labels of the nodes that its pod may run on; empty: any.
+        tolerations: taints of nodes that its pod puts up with: `key`, `operator`, `value`, `effect`.
         retries: how often a failed task is tried again.
         timeout_minutes: after which a task is stopped.
         pool: Airflow's pool, which bounds how many such tasks run at once.
         decides: the stage's decision, where it makes one.
         makes_run: the id of the MLflow run, where it makes one.
         updates: names of the Airflow assets that the stage updates.
+        reads: what a component that is no stage pulls before it runs; a stage's inputs stand in `dvc.yaml`.
+        report: the page that tells why the stage failed, where it writes one.
     """
 
     name: str
@@ -58,6 +63,10 @@ class Component:
     decides: Decision | None = None
     makes_run: Told | None = None
     updates: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ()
+    report: str | None = None
+    node_selector: dict[str, str] = field(default_factory=dict)
+    tolerations: tuple[dict[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -81,7 +90,7 @@ def component(pipeline: Path, stage: str) -> Component:
     if not path.is_file():
         raise DataError(f"{path}: no such file; every stage of dvc.yaml has a component")
     raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    lists = {key: tuple(raw[key]) for key in ("command", "extras", "updates") if key in raw}
+    lists = {key: tuple(raw[key]) for key in ("command", "extras", "updates", "reads", "tolerations") if key in raw}
     try:
         decides = {**raw["decides"], "goes_on": tuple(raw["decides"]["goes_on"])} if "decides" in raw else None
         told = {
@@ -113,6 +122,16 @@ def stages(pipeline: Path) -> dict[str, Stage]:
         )
         for name in ordered
     }
+
+
+def needed(found: dict[str, Stage], reads: Sequence[str]) -> dict[str, Stage]:
+    """Of all stages, in order, those that make some files and those before them."""
+    reader = Stage("", "", reads=tuple(reads))
+    wanted = {name for name, stage in found.items() if _feeds(stage, reader)}
+    for name in reversed(found):
+        if name in wanted:
+            wanted |= set(found[name].after)
+    return {name: stage for name, stage in found.items() if name in wanted}
 
 
 def _stage(name: str, entry: dict[str, Any]) -> Stage:

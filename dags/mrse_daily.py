@@ -13,37 +13,8 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from airflow.sdk import DAG, Param
-from mrse_pipeline import plan_task, stage_tasks
-
-PARAMS = {
-    "end": Param(
-        None,
-        type=["null", "string"],
-        format="date",
-        title="End of the window",
-        description="The first day that is not in it; empty: the day of the run.",
-    ),
-    "days": Param(
-        None,
-        type=["null", "integer"],
-        minimum=1,
-        title="Days in the window",
-        description="Empty: as params.yaml says.",
-    ),
-    "overrides": Param(
-        {},
-        type="object",
-        title="Changes of params.yaml",
-        description='Dotted keys, such as {"train.seed": 3}.',
-    ),
-    "force_because": Param(
-        None,
-        type=["null", "string"],
-        title="Run finished stages anew, because",
-        description="The reason; empty: only what depends on what is live runs again.",
-    ),
-}
+from airflow.sdk import DAG
+from mrse_pipeline import RUN_PARAMS, plan_task, stage_tasks
 
 with DAG(
     "mrse_daily",
@@ -51,7 +22,7 @@ with DAG(
     start_date=datetime(2026, 1, 1, tzinfo=UTC),
     catchup=False,
     max_active_runs=1,
-    params=PARAMS,
+    params=RUN_PARAMS,
     render_template_as_native_obj=False,
     doc_md=__doc__,
     tags=["mrse"],

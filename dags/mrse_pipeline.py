@@ -20,7 +20,7 @@ from typing import Any
 
 import yaml
 from airflow.providers.standard.hooks.subprocess import SubprocessHook
-from airflow.sdk import Asset, BaseOperator, BaseOperatorLink, Context, TriggerRule, task
+from airflow.sdk import Asset, BaseOperator, BaseOperatorLink, Context, Param, TriggerRule, task
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 from airflow.sdk.execution_time.xcom import XCom
 
@@ -40,6 +40,37 @@ _RETRY = {
     "retry_delay": timedelta(seconds=30),
     "retry_exponential_backoff": True,
     "max_retry_delay": timedelta(minutes=15),
+}
+
+
+# What `plan` asks for, in every DAG that has it.
+RUN_PARAMS = {
+    "end": Param(
+        None,
+        type=["null", "string"],
+        format="date",
+        title="End of the window",
+        description="The first day that is not in it; empty: the day of the run.",
+    ),
+    "days": Param(
+        None,
+        type=["null", "integer"],
+        minimum=1,
+        title="Days in the window",
+        description="Empty: as params.yaml says.",
+    ),
+    "overrides": Param(
+        {},
+        type="object",
+        title="Changes of params.yaml",
+        description='Dotted keys, such as {"train.seed": 3}.',
+    ),
+    "force_because": Param(
+        None,
+        type=["null", "string"],
+        title="Run finished stages anew, because",
+        description="The reason; empty: only what depends on what is live runs again.",
+    ),
 }
 
 
@@ -82,10 +113,9 @@ class Process(BaseOperator):
 
     template_fields = ("arguments", "handed")
 
-    def __init__(self, *, arguments: Sequence[str], handed: str, pages: Sequence[RunPage] = (), **kwargs: Any) -> None:
+    def __init__(self, *, arguments: Sequence[str], handed: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.arguments, self.handed = list(arguments), handed
-        self.operator_extra_links = tuple(pages)
+        self.arguments, self.handed = arguments, handed
         self._hook = SubprocessHook()
 
     def execute(self, context: Context) -> Any:
@@ -147,10 +177,7 @@ def stage_tasks(planned: Any) -> None:
     """A task for each stage, the checks after stages that decide, and the one that files the run, after `planned`."""
     found = spec.stages(PIPELINE)
     components = {name: spec.component(PIPELINE, name) for name in found}
-    tasks = {name: _stage_task(stage, components[name]) for name, stage in found.items()}
-    for name, stage in found.items():
-        planned >> tasks[name]
-        [tasks[before] for before in stage.after] >> tasks[name]
+    tasks = _tasks(planned, found)
     for name, component in components.items():
         if component.decides is not None:
             readers = [tasks[other] for other, stage in found.items() if component.decides.file in stage.reads]
@@ -168,6 +195,11 @@ def stage_tasks(planned: Any) -> None:
     list(tasks.values()) >> filing
 
 
+def tasks_before(planned: Any, component: spec.Component) -> dict[str, BaseOperator]:
+    """A task for each stage that a component, which is no stage, reads the files of, after `planned`."""
+    return _tasks(planned, spec.needed(spec.stages(PIPELINE), component.reads))
+
+
 def command_task(
     task_id: str, component: spec.Component, arguments: list[str], after: Sequence[str] = (), **settings: Any
 ) -> BaseOperator:
@@ -180,6 +212,25 @@ def command_task(
         after: the tasks whose results it is handed.
         settings: of the operator.
     """
+    pages = settings.pop("pages", ())
+    operator, common = _operator(task_id, component, after, settings)
+    made: BaseOperator = operator(arguments=arguments, **common)
+    made.operator_extra_links = (*made.operator_extra_links, *pages)
+    return made
+
+
+def mapped_task(
+    task_id: str, component: spec.Component, arguments: Any, after: Sequence[str] = (), **settings: Any
+) -> Any:
+    """As `command_task`, a task for each of many: `arguments` is the result of a task that lists them."""
+    operator, common = _operator(task_id, component, after, settings)
+    return operator.partial(**common).expand(arguments=arguments)
+
+
+def _operator(
+    task_id: str, component: spec.Component, after: Sequence[str], settings: dict[str, Any]
+) -> tuple[type[BaseOperator], dict[str, Any]]:
+    """The class of an operator, and all that it is made from but the arguments."""
     common: dict[str, Any] = {
         "task_id": task_id,
         "retries": component.retries,
@@ -192,9 +243,9 @@ def command_task(
     }
     handed = f"{{{{ ti.xcom_pull(task_ids={list(after)!r}) | list | tojson }}}}"
     if RUNNER == "local":
-        return Process(arguments=arguments, handed=handed, **common)
+        return Process, {"handed": handed, **common}
     if RUNNER == "kubernetes":
-        return _pod(component, arguments, handed, **common)
+        return _pod(component, handed, common)
     raise ValueError(f"MRSE_RUNNER is {RUNNER!r}; it must be local or kubernetes")
 
 
@@ -204,6 +255,14 @@ def say_why(context: Context) -> None:
     name = context["ti"].task_id
     own = [line for line in lines if line.startswith(f"{name}: ")]
     logging.getLogger(__name__).error("%s", ([*own, *lines] or [f"{name} failed without a message"])[0])
+
+
+def _tasks(planned: Any, found: dict[str, spec.Stage]) -> dict[str, BaseOperator]:
+    tasks = {name: _stage_task(stage, spec.component(PIPELINE, name)) for name, stage in found.items()}
+    for name, stage in found.items():
+        planned >> tasks[name]
+        [tasks[before] for before in stage.after] >> tasks[name]
+    return tasks
 
 
 def _stage_task(stage: spec.Stage, component: spec.Component) -> BaseOperator:
@@ -234,33 +293,31 @@ def _check(stage: str, decides: spec.Decision) -> BaseOperator:
     return checked
 
 
-def _pod(component: spec.Component, arguments: list[str], handed: str, **common: Any) -> BaseOperator:
-    from kubernetes.client import V1ResourceRequirements
+def _pod(component: spec.Component, handed: str, common: dict[str, Any]) -> tuple[type[BaseOperator], dict[str, Any]]:
+    from kubernetes.client import V1ResourceRequirements, V1Toleration
     from mrse_pod import StagePod  # here: see there
 
-    pages = common.pop("pages", ())
     template = PIPELINE / "k8s" / "pod.yaml"
     (stage,) = yaml.safe_load(template.read_text(encoding="utf-8"))["spec"]["containers"]
     asked = {name: amount for name, amount in component.resources.items() if name != "gpu"}
     extended = {"nvidia.com/gpu": component.resources["gpu"]} if "gpu" in component.resources else {}
-    pod: BaseOperator = StagePod(
-        name=component.image,
-        image=f"{{{{ var.json.mrse_images['{component.name}'] }}}}",
-        cmds=["python"],
-        arguments=arguments,
-        env_vars={"MRSE_HANDED": handed, "MRSE_RESULT": _RESULT},
-        pod_template_file=str(template),
+    return StagePod, {
+        "name": component.image,
+        "image": f"{{{{ var.json.mrse_images['{component.name}'] }}}}",
+        "cmds": ["python"],
+        "env_vars": {"MRSE_HANDED": handed, "MRSE_RESULT": _RESULT},
+        "pod_template_file": str(template),
         # The namespace refuses a pod of which one container may do more than the restricted standard allows.
-        xcom_sidecar_container_security_context=stage["securityContext"],
-        container_resources=V1ResourceRequirements(
+        "xcom_sidecar_container_security_context": stage["securityContext"],
+        "container_resources": V1ResourceRequirements(
             requests=asked | extended, limits={"memory": component.resources["memory"]} | extended
         ),
-        termination_message_policy="FallbackToLogsOnError",
-        log_pod_spec_on_failure=False,
-        startup_timeout_seconds=START_SECONDS,
-        deferrable=True,
-        do_xcom_push=True,
+        "node_selector": component.node_selector,
+        "tolerations": [V1Toleration(**toleration) for toleration in component.tolerations],
+        "termination_message_policy": "FallbackToLogsOnError",
+        "log_pod_spec_on_failure": False,
+        "startup_timeout_seconds": START_SECONDS,
+        "deferrable": True,
+        "do_xcom_push": True,
         **common,
-    )
-    pod.operator_extra_links = (*pod.operator_extra_links, *pages)
-    return pod
+    }

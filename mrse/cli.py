@@ -7,6 +7,7 @@ Settings live in `params.yaml`, not in flags. Heavy libraries are imported by th
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from datetime import timedelta
 from enum import StrEnum
@@ -150,6 +151,19 @@ def runs(limit: Annotated[int, typer.Option(min=1, help="How many, newest first.
     from mrse.serving.status import table_of_runs
 
     print(table_of_runs(params.services, limit))
+
+
+@app.command()
+def checkout(
+    run: Annotated[str, typer.Argument(help="A run of the DAG mrse_daily: its id, or the beginning of it.")],
+    folder: Annotated[Path | None, typer.Argument(help="A new or empty folder; default: .mrse/checkout/RUN.")] = None,
+) -> None:
+    """Restore a run's data, model and reports into a new folder, by the dvc.lock that is filed with it."""
+    _, workspace = _load()
+    # A process of its own: this library knows no DVC.
+    command = [sys.executable, "-m", "components.exchange", "checkout", run, *([] if folder is None else [str(folder)])]
+    done = subprocess.run(command, env=os.environ | {"MRSE_PIPELINE": str(workspace.resolve())}, check=False)
+    raise typer.Exit(done.returncode)
 
 
 @app.command()

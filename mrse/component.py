@@ -35,16 +35,26 @@ def run(stage: str, body: Callable[[config.Params, Path], str]) -> None:
     parser = argparse.ArgumentParser(prog=f"python -m components.{stage}")
     parser.add_argument("--workspace", type=Path, default=Path("."), help="folder that holds params.yaml and data/")
     workspace: Path = parser.parse_args().workspace
+    measure(stage, lambda: body(config.load(workspace / "params.yaml"), workspace))
+
+
+def measure(name: str, work: Callable[[], str]) -> None:
+    """Do a component's work as `run` does: cost told, an error one message and exit code 1.
+
+    Args:
+        name: of the component.
+        work: returns one sentence on what it did.
+    """
     cost = os.environ.pop("MRSE_COST", "")  # of this process: those that it starts write none
     started = time.perf_counter()
     try:
-        summary = body(config.load(workspace / "params.yaml"), workspace)
+        summary = work()
     except MrseError as error:
-        print(f"{stage}: {error}", file=sys.stderr)
+        print(f"{name}: {error}", file=sys.stderr)
         raise SystemExit(1) from None
     both = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     peak_mib = max(resource.getrusage(who).ru_maxrss for who in both) / 1024
     seconds = time.perf_counter() - started
     if cost:
         write_json(Path(cost), {"seconds": seconds, "peak_mib": peak_mib})
-    say(f"{stage}: {summary} ({seconds:.1f} s, peak {peak_mib:.0f} MiB)")
+    say(f"{name}: {summary} ({seconds:.1f} s, peak {peak_mib:.0f} MiB)")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from math import isqrt
 from pathlib import Path
@@ -594,6 +594,23 @@ class AblateConfig(Section):
             if not _VARIANT_NAME.fullmatch(name):
                 raise ValueError(f"variants: {name!r} is no name: use a to z, 0 to 9, '.', '_' and '-'")
         return self
+
+    def choose(self, only: Sequence[str]) -> dict[str, str]:
+        """The variants to train, each with its group, in the order of `variants`.
+
+        Args:
+            only: names of variants or groups, or `full`, which is trained in any case; empty: all.
+
+        Raises:
+            ConfigError: an unknown name.
+        """
+        group_of = {name: group for group, variants in self.variants.items() for name in variants}
+        unknown = [name for name in only if name not in {FULL, *group_of, *self.variants}]
+        if unknown:
+            groups = "; ".join(f"{group}: {', '.join(names)}" for group, names in self.variants.items())
+            named = ", ".join(map(repr, unknown))
+            raise ConfigError(f"no variant or group {named} in ablate.variants of params.yaml, which has {groups}")
+        return {name: group for name, group in group_of.items() if not only or name in only or group in only}
 
 
 class DataChange(Section):

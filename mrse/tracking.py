@@ -2,8 +2,9 @@
 
 One experiment and one registered model, both called `mrse`. A model version is the package folder of the challenger
 (safetensors and JSON, nothing pickled) among the artifacts of its training run, tagged with where it came from and,
-once live, with its collection. What is live is decided by Milvus (`mrse.index.swap`); the alias here follows. Two more
-experiments keep what the gate decided and its golden requests (`mrse.evaluation.history` and `.golden`).
+once live, with its collection. What is live is decided by Milvus (`mrse.index.swap`); the alias here follows. More
+experiments keep what the gate decided and its golden requests (`mrse.evaluation.history` and `.golden`), the reports of
+ablations, and those of stages that failed.
 
 Cost: importing MLflow takes about 2 s, making a new SQLite store about 2 s, every call after that milliseconds. Reading
 from a store that does not exist yet makes nothing and answers "nothing".
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 EXPERIMENT = "mrse"
 DECISIONS = "mrse-decisions"  # experiment: one run per decision of the gate
 GOLDEN = "mrse-golden"  # experiment: the run that holds the golden requests
+ABLATIONS = "mrse-ablations"  # experiment: one run per report of ablations
+FAILURES = "mrse-failures"  # experiment: one run per failed stage that has a report
 MODEL = "mrse"
 CHAMPION = "champion"
 PACKAGE = "package"  # artifact folder of the model package
@@ -239,7 +242,7 @@ def log_record(
     """Log one finished run that is no training, and return its id.
 
     Args:
-        experiment: `DECISIONS` or `GOLDEN`.
+        experiment: `DECISIONS`, `GOLDEN`, `ABLATIONS` or `FAILURES`.
         name: what people see of the run in lists.
         tags, metrics: what `list_records` gives back.
         artifacts: files or folders to keep with it.

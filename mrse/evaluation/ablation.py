@@ -31,7 +31,7 @@ from mrse.evaluation import gate, metrics, ranking, scoring, window
 from mrse.evaluation.bootstrap import Floats, Lift, Pair, paired_lifts
 from mrse.evaluation.inputs import Inputs, read_inputs
 from mrse.evaluation.scoring import Embedded, Result
-from mrse.evaluation.variants import Variant, choose, full_model, make_variant, write_profiles
+from mrse.evaluation.variants import Variant, full_model, make_variant, write_profiles
 from mrse.evaluation.window import Source
 from mrse.jsonfile import read_json, write_json
 from mrse.layout import CLEAN, FEATURES, PROFILES
@@ -149,7 +149,7 @@ def run_ablation(
         DataError: an input is missing, or there is no request to score on.
         TrainingFailed: the training of the full model. That of a variant is a result.
     """
-    chosen = choose(params, only)
+    chosen = params.ablate.choose(only)
     inputs = read_inputs(params.gate, workspace)
     if not len(inputs.asked):
         raise DataError(f"{workspace / PROFILES / 'requests.parquet'}: no test request to score ablations on")

@@ -5,7 +5,7 @@ Legend of the shape suffixes: M rows of a table.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ import pyarrow.compute as pc
 from mrse import config
 from mrse.config import FULL, DataChange, ModelConfig, Params, TrainConfig
 from mrse.data.contract import write_parquet
-from mrse.errors import ConfigError
 from mrse.jsonfile import read_handed
 from mrse.model.retriever import Retriever
 from mrse.profiles import tables
@@ -46,26 +45,6 @@ class Variant:
     train: TrainConfig
     data: DataChange
     parameters: int
-
-
-def choose(params: Params, only: Sequence[str]) -> dict[str, str]:
-    """The variants to train, each with its group, in the order of `ablate.variants`.
-
-    Args:
-        params: section `ablate`.
-        only: names of variants or groups; empty: all.
-
-    Raises:
-        ConfigError: an unknown name.
-    """
-    group_of = {name: group for group, variants in params.ablate.variants.items() for name in variants}
-    unknown = [name for name in only if name not in group_of and name not in params.ablate.variants]
-    if unknown:
-        groups = "; ".join(f"{group}: {', '.join(names)}" for group, names in params.ablate.variants.items())
-        raise ConfigError(
-            f"no variant or group {', '.join(map(repr, unknown))} in ablate.variants of params.yaml, which has {groups}"
-        )
-    return {name: group for name, group in group_of.items() if not only or name in only or group in only}
 
 
 def full_model(params: Params, features: Path, steps_share: float = 1.0) -> Variant:

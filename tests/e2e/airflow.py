@@ -26,13 +26,20 @@ ENDED = {"success", "failed"}
 
 
 class Airflow:
-    """A shop, committed, with an MLflow server and `make airflow` beside it. `params`: of the shop."""
+    """A shop, committed, with an MLflow server and `make airflow` beside it.
 
-    def __init__(self, folder: Path, params: dict[str, Any]) -> None:
+    Args:
+        folder: empty; all of it lies there.
+        params: of the shop.
+        environment: of the daemons, beside what it takes to run.
+    """
+
+    def __init__(self, folder: Path, params: dict[str, Any], **environment: str) -> None:
         self.shop = folder / "shop"
         self.home = self.shop / ".mrse" / "airflow"
         self.log = folder / "airflow.log"
-        self._lay_out(params)
+        self.check_out(params)
+        self._lend_environment()
         port, pages = _free_port(), _free_port()
         self.address = f"http://127.0.0.1:{port}"
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("MRSE_", "MLFLOW_", "COV_"))}
@@ -46,7 +53,7 @@ class Airflow:
             "AIRFLOW__SCHEDULER__USE_JOB_SCHEDULE": "False",  # only the runs that the test asks for
             "AIRFLOW__WORKERS__EXECUTION_API_TIMEOUT": "60",  # two cores are busy when all of it starts
         }
-        self.env = kept | settings
+        self.env = kept | settings | environment
         # The command line finds there what the Makefile tells the daemons.
         self._told = self.env | {
             "AIRFLOW_HOME": str(self.home),
@@ -161,7 +168,8 @@ class Airflow:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
 
-    def _lay_out(self, params: dict[str, Any]) -> None:
+    def check_out(self, params: dict[str, Any]) -> None:
+        """Make the shop's repository."""
         self.shop.mkdir()
         for name in FILES:
             subprocess.run(["cp", "-r", str(ROOT / name), str(self.shop)], check=True)
@@ -170,7 +178,9 @@ class Airflow:
         for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "shop"]):
             identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
             subprocess.run(["git", *identity, *command], cwd=self.shop, check=True)
-        # The environment that runs the tests, as one in which `make` has nothing to install.
+
+    def _lend_environment(self) -> None:
+        """The environment that runs the tests, as one in which `make` has nothing to install."""
         (self.shop / ".venv").mkdir()
         for path in Path(sys.prefix).iterdir():
             if not path.name.startswith("."):

@@ -25,7 +25,7 @@ import yaml
 from tests.e2e.conftest import ROOT, TINY
 
 pytest.importorskip("airflow", reason="Airflow is not installed: pip install -c constraints.txt -e '.[airflow]'")
-from tests.e2e.test_airflow import Airflow, wait
+from tests.e2e.airflow import Airflow, wait
 
 KUBE = ROOT.parent / "shared" / "kube"
 pytestmark = [
@@ -103,7 +103,8 @@ class Cluster:
 class Pods(Airflow):
     """Airflow on a clone of the repository, whose commit is the images'."""
 
-    def check_out(self) -> None:
+    def check_out(self, params: dict[str, Any]) -> None:
+        """The file of parameters is the commit's; a run overrides what the tiny shop has otherwise (`begin`)."""
         run("git", "clone", "--quiet", ROOT, self.shop)
         for stage in STAGES:
             self.ask(stage, **ASKED)
@@ -115,10 +116,10 @@ class Pods(Airflow):
 
     def begin(self, run: str, end: str) -> None:
         conf = {"end": end, "days": TINY["snapshot"]["days"], "overrides": OVERRIDES}
-        self.run("dags", "trigger", "mrse_daily", "--run-id", run, "--conf", json.dumps(conf))
+        self.trigger(run, conf)
 
     def use(self, images: dict[str, str]) -> None:
-        self.run("variables", "set", "mrse_images", json.dumps(images))
+        self.command("variables", "set", "mrse_images", json.dumps(images))
 
     def meets(self, run: str, stage: str) -> str:
         """Wait until a stage has failed and is to be tried again; the reason that its log gives."""
@@ -194,6 +195,7 @@ def pods(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     sidecar = {"xcom_sidecar_container_image": cluster.images["snapshot"]}  # any image that has a shell
     started = Pods(
         tmp_path_factory.mktemp("airflow"),
+        TINY,
         KUBECONFIG=cluster.env["KUBECONFIG"],  # not in the connection, too: a deferred task takes one way alone
         MRSE_RUNNER="kubernetes",
         MRSE_POD_START_SECONDS=str(START_SECONDS),
@@ -201,8 +203,6 @@ def pods(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     )
     try:
         started.use(cluster.images)
-        wait(lambda: "mrse_daily" in started.run("dags", "list", "-o", "plain"))
-        started.run("dags", "unpause", "mrse_daily", "-y")
         yield started
     finally:
         started.stop()

@@ -7,7 +7,7 @@ import pytest
 
 from mrse.config import DataChange, changed, parse
 from mrse.errors import ConfigError
-from mrse.evaluation.variants import choose, full_model, make_variant, shortened, write_profiles
+from mrse.evaluation.variants import full_model, make_variant, shortened, write_profiles
 from mrse.profiles import tables
 from tests import tiny_shop
 
@@ -41,15 +41,16 @@ def params():
 
 
 def test_names_and_groups_are_chosen_in_the_order_of_the_parameters(params):
-    assert choose(params, ["no_vbert", "inputs"]) == {
+    assert params.ablate.choose(["no_vbert", "inputs"]) == {
         "no_images": "inputs", "history_2": "inputs", "no_vbert": "experts",
     }  # fmt: skip
-    assert len(choose(params, [])) == 9
+    assert len(params.ablate.choose([])) == 9
+    assert params.ablate.choose(["full"]) == {}
 
 
 def test_an_unknown_name_is_one_error_that_lists_the_known(params):
     with pytest.raises(ConfigError) as caught:
-        choose(params, ["no_images", "no_imagez"])
+        params.ablate.choose(["no_images", "no_imagez"])
     message = str(caught.value)
     assert "no variant or group 'no_imagez' in ablate.variants" in message and "\n" not in message
     assert "experts: wide, no_vbert, dense" in message
