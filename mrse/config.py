@@ -454,6 +454,9 @@ class IndexConfig(Section):
     build: dict[str, Positive] = INDEX_PARAMETERS["HNSW"]["build"]
     search: dict[str, Positive] = INDEX_PARAMETERS["HNSW"]["search"]
     batch_size: Positive = 2000  # rows of one insert
+    # A folder that a server with local storage reads under the same path: the rows go there as Parquet, and the server
+    # imports them; null: they are inserted.
+    bulk_folder: str | None = None
     # Items that are embedded, and kept in services.cache_dir, together: what a killed build does not do again.
     shard_items: Positive = 4096
     device: Device = "auto"  # for embedding

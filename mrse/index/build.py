@@ -10,15 +10,18 @@ Cost: embedding, about 1,200 items/s on one busy core, is most of it; Milvus Lit
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
@@ -27,7 +30,7 @@ from mrse.config import IndexConfig, Params
 from mrse.data.contract import SnapshotMeta, read_items, read_meta
 from mrse.device import pick
 from mrse.errors import DataError, IndexFailed
-from mrse.index.client import PREFIX, TEXT_BYTES, Stamp, Store, check_index_type, opened
+from mrse.index.client import PREFIX, TEXT_BYTES, Stamp, Store, check_served, opened
 from mrse.index.embed import embed
 from mrse.index.filters import UNKNOWN_PRICE
 from mrse.index.handed import check_judged
@@ -39,6 +42,9 @@ from mrse.model.retriever import Retriever, load_catalogue
 from mrse.progress import say, track
 
 _UNIT_TOLERANCE = 1e-3
+_COLUMNS = pa.schema(
+    [*((name, pa.string()) for name in TEXT_BYTES), ("price", pa.float64()), ("vector", pa.list_(pa.float32()))]
+)
 
 
 @dataclass(frozen=True)
@@ -89,7 +95,7 @@ def build(params: Params, workspace: Path) -> dict[str, Any]:
         The content of `models/index/index.json`.
 
     Raises:
-        ConfigError: Milvus Lite has no index of this type.
+        ConfigError: Milvus Lite has no index of this type, or no bulk import.
         IndexFailed: the challenger is not the one that was promoted, vectors are unusable, or the collection is not
             what was asked for; what was built is dropped.
         ServiceError: Milvus cannot be reached.
@@ -100,7 +106,7 @@ def build(params: Params, workspace: Path) -> dict[str, Any]:
     challenger = read_handed(workspace / CHALLENGER_JSON, "train")
     check_judged(decision, challenger)
     services = params.services.under(workspace)
-    check_index_type(services, params.build_index.type)
+    check_served(services, params.build_index)
     encoder, device = _load(workspace, challenger), pick(params.build_index.device)
     retriever = encoder.to(device)
     cache_dir = Path(services.cache_dir)
@@ -172,12 +178,36 @@ def fill(store: Store, name: str, stamp: Stamp, content: Content, config: IndexC
     if store.has(name):
         say(f"dropping the leftover {name}")
         store.drop(name)
+    store.sweep()
     store.create(name, config, stamp)
-    starts = range(0, len(content.item_ids), config.batch_size)
-    for start in track(starts, f"filling {name}", unit="batch"):
-        store.insert(name, content.rows(start, start + config.batch_size))
+    if config.bulk_folder is None:
+        for start in _batches(content, name, config.batch_size):
+            store.insert(name, content.rows(start, start + config.batch_size))
+    else:
+        _bulk_import(store, name, content, Path(config.bulk_folder), config.batch_size)
     store.seal(name)
     store.load(name)
+
+
+def _batches(content: Content, name: str, batch_size: int) -> Iterator[int]:
+    """The first row of each batch."""
+    return track(range(0, len(content.item_ids), batch_size), f"filling {name}", unit="batch")
+
+
+def _bulk_import(store: Store, name: str, content: Content, folder: Path, batch_size: int) -> None:
+    """Write the rows as a file that the server reads, and delete it; one that a killed build left is replaced."""
+    path = folder.absolute() / f"{name}.parquet"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with pq.ParquetWriter(path, _COLUMNS) as file:
+            for start in _batches(content, name, batch_size):
+                file.write_table(pa.Table.from_pylist(content.rows(start, start + batch_size), _COLUMNS))
+        store.bulk_import(name, path)
+    except OSError as error:
+        raise IndexFailed(f"{path}: cannot be written: {error}; build_index.bulk_folder names its place") from None
+    finally:
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 def check(content: Content, dim: int) -> None:

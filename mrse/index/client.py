@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -28,7 +29,7 @@ from numpy.typing import NDArray
 
 from mrse.config import IndexConfig, ServicesConfig
 from mrse.errors import ConfigError, IndexFailed, ServiceError
-from mrse.index.filters import EVERYTHING, Filter, one_of
+from mrse.index.filters import EVERYTHING, Filter, one_of, quoted
 from mrse.progress import say
 
 ALIAS = "mrse_live"
@@ -53,6 +54,7 @@ _TRIES = 4
 _THROTTLED = (4, 8, 9)  # codes of a server that asks for fewer writes, or is out of memory or disk
 _THROTTLED_TRIES = 12
 _LONGEST_PAUSE = 10.0
+_DONE, _IMPORT_FAILED = 6, (1, 7)  # states of a bulk import
 _CANDIDATES = ("ef", "search_list")
 _SERVER_ONLY = ("DISKANN",)  # index types
 
@@ -168,13 +170,15 @@ def is_lite(uri: str) -> bool:
     return "://" not in uri
 
 
-def check_index_type(services: ServicesConfig, index_type: str) -> None:
-    """Raise ConfigError when Milvus Lite is asked for an index that only a server has."""
-    if index_type in _SERVER_ONLY and is_lite(services.milvus_uri):
-        raise ConfigError(
-            f"build_index.type: Milvus Lite has no {index_type}; take another type, or set services.milvus_uri "
-            "(MRSE_MILVUS_URI) to a Milvus server"
-        )
+def check_served(services: ServicesConfig, config: IndexConfig) -> None:
+    """Raise ConfigError when Milvus Lite is asked for what only a server has: some index types, bulk import."""
+    if not is_lite(services.milvus_uri):
+        return
+    server = "set services.milvus_uri (MRSE_MILVUS_URI) to a Milvus server"
+    if config.type in _SERVER_ONLY:
+        raise ConfigError(f"build_index.type: Milvus Lite has no {config.type}; take another type, or {server}")
+    if config.bulk_folder is not None:
+        raise ConfigError(f"build_index.bulk_folder: Milvus Lite has no bulk import; make it null, or {server}")
 
 
 class Store:
@@ -205,6 +209,17 @@ class Store:
         self._call("alter_collection_properties", collection, properties={STAMP: stamp.to_json()})
         if self.stamp(collection) != stamp:
             raise ServiceError(f"Milvus at {self._uri} did not keep the stamp of collection {collection}")
+
+    def sweep(self) -> None:
+        """Delete what a killed process left of a collection that it was making or dropping in Milvus Lite.
+
+        Milvus Lite does not list it, but its files take room, and its name cannot be made again.
+        """
+        if not is_lite(self._uri):
+            return
+        for folder in Path(self._uri, "collections").glob(f"{PREFIX}*"):
+            if not (folder / "schema.json").exists():
+                shutil.rmtree(folder, ignore_errors=True)
 
     def create(self, collection: str, config: IndexConfig, stamp: Stamp) -> None:
         """Make an empty collection with its index and stamp."""
@@ -239,6 +254,23 @@ class Store:
         """
         self._patiently(lambda tried: self._call("insert" if tried == 0 else "upsert", collection, rows))
 
+    def bulk_import(self, collection: str, parquet: Path) -> None:
+        """Let the server read a Parquet file with a column for each field, and wait until its rows are stored.
+
+        Raises:
+            ServiceError: the server cannot read or take the file, or is not done after 10 minutes.
+        """
+        connection = self._client._get_connection()  # MilvusClient has no such method
+        files, limit = [str(parquet)], {"timeout": _CALL_SECONDS}
+        task = self._translated("bulk import", lambda: connection.do_bulk_insert(collection, "", files, **limit))
+        give_up = time.monotonic() + _LOAD_SECONDS
+        while (found := self._translated("bulk import", lambda: connection.get_bulk_insert_state(task))).state != _DONE:
+            if found.state in _IMPORT_FAILED or time.monotonic() >= give_up:
+                reason = found.failed_reason or "it is not done after 10 minutes"
+                raise ServiceError(f"Milvus at {self._uri}: bulk import of {parquet}: {reason}")
+            time.sleep(0.2)
+        self._call("refresh_load", collection, timeout=_LOAD_SECONDS)  # else it shows nothing of what was imported
+
     def seal(self, collection: str) -> None:
         """Make what was written lasting, and wait for the index. For the builder alone: it writes."""
         self._patiently(lambda _: self._call("flush", collection, timeout=_LOAD_SECONDS))
@@ -259,14 +291,19 @@ class Store:
 
     def ids(self, collection: str, batch_size: int = 8000) -> Iterator[str]:
         """Every item id, in batches, in the order of the store."""
-        iterator = self._read(
-            "query_iterator", collection, batch_size=batch_size, output_fields=["item_id"], consistency_level="Strong"
-        )
-        try:
-            while batch := self._translated("query_iterator", iterator.next):
-                yield from (str(row["item_id"]) for row in batch)
-        finally:
-            iterator.close()
+        # Not `query_iterator`: pymilvus does not escape the id that it goes on after. With its flags, pages ascend.
+        paged = {"limit": batch_size, "iterator": "True", "reduce_stop_for_best": "True"}
+        after = ""
+        while rows := self._read(
+            "query",
+            collection,
+            filter=f"item_id > {quoted(after)}",
+            output_fields=["item_id"],
+            consistency_level="Strong",
+            **paged,
+        ):
+            yield from (str(row["item_id"]) for row in rows)
+            after = str(rows[-1]["item_id"])
 
     def vectors(self, collection: str, item_ids: Sequence[str]) -> dict[str, NDArray[np.float32]]:
         """Stored vectors (D,) by item id; ids that are not there are left out."""

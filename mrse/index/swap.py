@@ -166,6 +166,7 @@ def cleanup(store: Store, keep_last: int, keep: Iterable[str] = ()) -> list[str]
     another alias names, unverified ones that may still be being built or looked at (younger than a day), and those
     without a stamp.
     """
+    store.sweep()
     live = store.target()
     stamps = {name: stamp for name, stamp in store.collections().items() if stamp is not None}
     kept = {*keep, live, stamps[live].previous if live in stamps else None}

@@ -17,7 +17,7 @@ import pytest
 
 from mrse.errors import IndexFailed, MrseError, ServiceError
 from mrse.index import swap as stage
-from mrse.index.build import build
+from mrse.index.build import _COLUMNS, build
 from mrse.index.client import ALIAS, STAMP, Store, opened
 from mrse.serving.recall import reading
 from mrse.serving.status import describe
@@ -366,3 +366,27 @@ def _tamper(store, name, change):
         store._client.alter_collection_properties(name, properties={STAMP: "{"})
     else:
         store.write_stamp(name, store.stamp(name).with_(**change))
+
+
+BULK = os.environ.get("MRSE_TEST_BULK")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BULK is None, reason="MRSE_TEST_BULK names no folder that the server of MRSE_TEST_MILVUS_URI reads")
+def test_a_bulk_import_is_what_inserting_is_and_one_that_fails_is_one_error(shop, services, monkeypatch):
+    fake_shop.open_shop(shop, [(f'"{n}"ä', f"red dress n{n}", 'Çä "x"', float(n), None) for n in range(3000)])
+    inserted = build(fake_shop.params_for(services), shop)
+    with opened(services) as store:
+        store.drop(inserted["collection"])
+    params = fake_shop.params_for(services, build_index={"bulk_folder": BULK})
+    imported = build(params, shop)
+    assert imported["fingerprint"] == inserted["fingerprint"], "verified: rows, ids and vectors"
+    with opened(services) as store:
+        row = store.fetch(imported["collection"], ['"7"ä'], ["title", "category", "price"])['"7"ä']
+        assert row == {"item_id": '"7"ä', "title": "red dress n7", "category": 'Çä "x"', "price": 7.0}
+        store.drop(imported["collection"])
+    assert list(Path(BULK).glob("*.parquet")) == []
+    monkeypatch.setattr("mrse.index.build._COLUMNS", _COLUMNS.remove(0))
+    with pytest.raises(ServiceError, match="bulk import"):
+        build(params, shop)
+    assert list(Path(BULK).glob("*.parquet")) == []

@@ -101,6 +101,18 @@ def test_a_build_that_dies_anywhere_is_built_anew_by_the_next(shop, services, st
         assert store.stamp(index["collection"]).state == "verified"
 
 
+def test_what_a_kill_tore_in_milvus_lite_is_in_nobodys_way(shop, services, tmp_path):
+    index = run(shop, services)
+    with opened(services) as store:
+        store.drop(index["collection"])
+    torn = [tmp_path / "milvus.db/collections" / name for name in (index["collection"], "mrse_v0_dropped")]
+    for folder in torn:  # a kill behind mkdir, and one before the last file was deleted
+        folder.mkdir()
+        (folder / "rest").touch()
+    assert run(shop, services)["collection"] == index["collection"]
+    assert not torn[1].exists()
+
+
 def test_a_half_filled_leftover_does_not_leak_rows(shop, services, monkeypatch):
     calls = []
 

@@ -13,7 +13,7 @@ from pymilvus.exceptions import MilvusException
 
 from mrse.config import IndexConfig, ServicesConfig
 from mrse.errors import ConfigError, DataError, IndexFailed, ServiceError
-from mrse.index.client import Stamp, check_index_type, exists, opened, parse_stamp
+from mrse.index.client import Stamp, check_served, exists, opened, parse_stamp
 from mrse.index.lease import lease
 from mrse.jsonfile import read_handed
 from tests import fake_shop
@@ -134,6 +134,16 @@ def test_what_is_not_loaded_any_more_is_loaded_and_read_once_more(local, monkeyp
             store.search("mrse_v3_x", vectors_QD, 1, {})
 
 
+def test_ids_with_quotes_come_page_by_page(local):
+    item_ids = [f'{n}"ä\\' for n in range(7)]
+    row = {"title": "", "category": "", "image": "", "price": 1.0, "vector": [1.0, 0, 0, 0]}
+    with opened(local) as store:
+        store.create("mrse_v3_x", IndexConfig(type="FLAT"), STAMP)
+        store.insert("mrse_v3_x", [{"item_id": item_id, **row} for item_id in reversed(item_ids)])
+        store.seal("mrse_v3_x")
+        assert list(store.ids("mrse_v3_x", batch_size=2)) == item_ids
+
+
 def test_closing_lets_the_next_one_in_and_a_busy_folder_names_its_holder(local):
     with opened(local):
         pass
@@ -199,10 +209,16 @@ def test_index_parameters_must_fit_the_type(raw, message):
 
 def test_what_only_a_server_has_is_refused_before_anything_is_embedded(tmp_path):
     lite = ServicesConfig(milvus_uri=str(tmp_path / "milvus.db"))
+    disk, bulk = IndexConfig.model_validate({"type": "DISKANN"}), IndexConfig(bulk_folder="/import")
     with pytest.raises(ConfigError, match=r"build_index\.type: Milvus Lite has no DISKANN; take another type, or"):
-        check_index_type(lite, "DISKANN")
-    check_index_type(lite, "HNSW")
-    check_index_type(ServicesConfig(milvus_uri="http://host:19530"), "DISKANN")
+        check_served(lite, disk)
+    with pytest.raises(
+        ConfigError, match=r"build_index\.bulk_folder: Milvus Lite has no bulk import; make it null, or"
+    ):
+        check_served(lite, bulk)
+    check_served(lite, IndexConfig())
+    for config in (disk, bulk):
+        check_served(ServicesConfig(milvus_uri="http://host:19530"), config)
 
 
 def test_an_index_type_brings_its_own_parameters():
