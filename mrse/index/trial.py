@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from mrse.config import IndexConfig, ServicesConfig
 from mrse.errors import ConfigError
 from mrse.index.build import Content, fill
-from mrse.index.client import Stamp, check_index_type, opened
+from mrse.index.client import Stamp, check_served, opened
 
 _NAME = "trial"
 _BATCH = 256
@@ -43,11 +43,12 @@ def trial(
         A call raises ServiceError where Milvus Lite cannot open its folder.
     """
     lite = services.model_copy(update={"milvus_uri": "trial.db"})
+    inserted = config.model_copy(update={"bulk_folder": None})
     try:
-        check_index_type(lite, config.type)
+        check_served(lite, inserted)
     except ConfigError:
         return None
-    return partial(_search, config, lite)
+    return partial(_search, inserted, lite)
 
 
 def _search(
