@@ -23,6 +23,25 @@ from mrse.errors import MrseError
 
 ABLATE = spec.component(PIPELINE, "ablate")
 COMMAND = ["-m", "components.exchange", "component", ABLATE.name]
+PARAMS = {
+    **RUN_PARAMS,
+    "only": Param(
+        [],
+        type="array",
+        items={"type": "string"},
+        title="Variants",
+        description="Names of variants or groups of ablate.variants, one a line; empty: all.",
+    ),
+    "seeds": Param(3, type="integer", minimum=1, title="Trainings of each", description="Seeds from train.seed on."),
+    "steps_share": Param(
+        1.0,
+        type="number",
+        exclusiveMinimum=0,
+        maximum=1,
+        title="Share of the steps",
+        description="Less: a first look.",
+    ),
+}
 ASKED = ["--seeds", "{{ params.seeds }}", "--steps-share", "{{ params.steps_share }}"]
 
 
@@ -43,31 +62,11 @@ with DAG(
     start_date=datetime(2026, 1, 1, tzinfo=UTC),
     catchup=False,
     max_active_runs=1,
-    params={
-        **RUN_PARAMS,
-        "only": Param(
-            [],
-            type="array",
-            items={"type": "string"},
-            title="Variants",
-            description="Names of variants or groups of ablate.variants, one a line; empty: all.",
-        ),
-        "seeds": Param(
-            3, type="integer", minimum=1, title="Trainings of each", description="Seeds from train.seed on."
-        ),
-        "steps_share": Param(
-            1.0,
-            type="number",
-            exclusiveMinimum=0,
-            maximum=1,
-            title="Share of the steps",
-            description="Less: a first look.",
-        ),
-    },
+    params=PARAMS,
     doc_md=__doc__,
     tags=["mrse"],
 ):
-    settled = plan_task()
+    settled = plan_task(PARAMS)
     data = tasks_before(settled, ABLATE)
     chosen = variants(settled)
     after = ["plan", *data]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
@@ -34,7 +34,6 @@ RUNNER = os.environ.get("MRSE_RUNNER", "local")
 START_SECONDS = int(os.environ.get("MRSE_POD_START_SECONDS", "600"))  # to find room, and as long again to start
 
 _PLAN = "plan"
-_ASKED = ("end", "days", "overrides", "force_because")  # what a run of the whole pipeline may be asked for
 _RESULT = "/airflow/xcom/return.json"  # where the sidecar of KubernetesPodOperator looks for what is handed on
 _RETRY = {
     "retry_delay": timedelta(seconds=30),
@@ -144,10 +143,13 @@ class Process(BaseOperator):
         self._hook.send_sigterm()
 
 
-def plan_task() -> Any:
+def plan_task(offered: Mapping[str, Param] = RUN_PARAMS) -> Any:
     """The task that settles commit and parameters; a bad parameter fails it at once, with every wrong key named.
 
     It is tried again only where a worker failed it: one that was starved failed a day before its first stage.
+
+    Args:
+        offered: the DAG's parameters, `RUN_PARAMS` among them.
     """
 
     @task(
@@ -159,8 +161,8 @@ def plan_task() -> Any:
     )
     def plan(params: dict[str, Any], dag_run: Any) -> dict[str, Any]:
         # Airflow checks values, and takes any key.
-        if unknown := sorted(set(params) - set(_ASKED)):
-            raise AirflowFailException(f"no such parameter: {', '.join(unknown)}; there are {', '.join(_ASKED)}")
+        if unknown := sorted(set(params) - set(offered)):
+            raise AirflowFailException(f"no such parameter: {', '.join(unknown)}; there are {', '.join(offered)}")
         # A run without a logical date (an API trigger) is of the day on which it may start.
         end = params["end"] or (dag_run.logical_date or dag_run.run_after).date().isoformat()
         try:
