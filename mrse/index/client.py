@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
@@ -262,9 +263,10 @@ class Store:
         """
         connection = self._client._get_connection()  # MilvusClient has no such method
         files, limit = [str(parquet)], {"timeout": _CALL_SECONDS}
-        task = self._translated("bulk import", lambda: connection.do_bulk_insert(collection, "", files, **limit))
+        task = self._translated("bulk import", partial(connection.do_bulk_insert, collection, "", files, **limit))
         give_up = time.monotonic() + _LOAD_SECONDS
-        while (found := self._translated("bulk import", lambda: connection.get_bulk_insert_state(task))).state != _DONE:
+        state = partial(connection.get_bulk_insert_state, task, **limit)
+        while (found := self._translated("bulk import", state)).state != _DONE:
             if found.state in _IMPORT_FAILED or time.monotonic() >= give_up:
                 reason = found.failed_reason or "it is not done after 10 minutes"
                 raise ServiceError(f"Milvus at {self._uri}: bulk import of {parquet}: {reason}")
