@@ -402,7 +402,7 @@ def _not_measured(inputs: Inputs, champion: Champion, decision: Mapping[str, Any
     if inputs.items.price_values is None:
         notes.append("Counterfactual GMV and the mix of prices: the catalogue has no prices.")
     if decision["served"] is None:
-        notes.append("The loss by approximate search: there was no index to ask, or nothing to ask it.")
+        notes.append("The loss by approximate search: there was no index to ask, it failed, or nothing could be asked.")
     else:
         notes.append(
             "The live index itself: it is built after the decision, and build_index compares its answers with exact "

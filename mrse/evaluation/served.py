@@ -16,12 +16,14 @@ import numpy as np
 import numpy.typing as npt
 
 from mrse.config import GateConfig
+from mrse.errors import ServiceError
 from mrse.evaluation.bootstrap import Lift, Pair, paired_lifts
 from mrse.evaluation.contrast import overlap
 from mrse.evaluation.ranking import EMPTY, Ranking
 from mrse.evaluation.scoring import Result, depths, values_at
 from mrse.evaluation.sections import CHALLENGER
 from mrse.evaluation.window import Asked
+from mrse.progress import say
 
 MOST = 1000  # requests that are asked through the index
 _LIFT = "lift"
@@ -45,13 +47,22 @@ class Served:
 
 
 def ask(trial: Trial, vectors_ND: npt.NDArray[np.float32], result: Result, k: int) -> Served | None:
-    """Ask an index of one model's items evenly spread requests; None without requests, or of vectors not finite."""
+    """Ask an index of one model's items evenly spread requests.
+
+    Returns:
+        None without requests, of vectors that are not finite, and where the index fails: it decides nothing, so it
+        must not stop a decision.
+    """
     queries_QD = result.queries_QD
     if queries_QD is None or not (np.isfinite(queries_QD).all() and np.isfinite(vectors_ND).all()):
         return None
     rows = np.unique(np.linspace(0, len(queries_QD) - 1, min(len(queries_QD), MOST)).astype(np.int64))
     ranking_QK = np.full((len(queries_QD), k), EMPTY, dtype=np.int32)
-    ranking_QK[rows] = trial(vectors_ND, queries_QD[rows], k)
+    try:
+        ranking_QK[rows] = trial(vectors_ND, queries_QD[rows], k)
+    except ServiceError as error:
+        say(f"the index could not be asked: {error}")
+        return None
     return Served(rows, ranking_QK)
 
 

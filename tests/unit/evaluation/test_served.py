@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from mrse.config import GateConfig
+from mrse.errors import ServiceError
 from mrse.evaluation import served as module
 from mrse.evaluation.metrics import Labels
 from mrse.evaluation.ranking import EMPTY, exact_search
@@ -93,3 +94,11 @@ def test_what_cannot_be_asked_is_not_measured() -> None:
     assert ask(by_exact_search, np.full_like(items, np.nan), result, CONFIG.k) is None
     assert ask(by_exact_search, items, Result(result.scored, result.ranking_QK), CONFIG.k) is None
     assert compare(CONFIG, window, {}, {"challenger": result}, "bm25") is None
+
+
+def test_an_index_that_fails_stops_no_decision(capsys: pytest.CaptureFixture[str]) -> None:
+    def failing(items_ND: np.ndarray, queries_QD: np.ndarray, k: int) -> np.ndarray:
+        raise ServiceError("no space left on device")
+
+    assert ask(failing, *model(asked()), CONFIG.k) is None
+    assert "no space left on device" in "".join(capsys.readouterr())
