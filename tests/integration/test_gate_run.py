@@ -576,4 +576,4 @@ def test_the_loss_by_the_index_is_told_where_there_is_one(tmp_path: Path, monkey
     assert not list((workspace / ".mrse/cache").glob("trial.*"))
     without = run_gate(params, workspace)
     assert without["served"] is None and without["outcome"] == decision["outcome"]
-    assert "The loss by approximate search: there was no index to ask, it failed, or nothing could be asked." in without["not_measured"]
+    assert any(note.startswith("The loss by approximate search") for note in without["not_measured"])
