@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,12 +45,6 @@ def find_champion(services: ServicesConfig, folder: Path) -> Champion:
         message = f"Champion {found.version} is not what was registered: its package has another fingerprint."
         return Champion(None, version, _unreadable(message))
     return Champion(retriever, version)
-
-
-def scratch(cache_dir: Path) -> tempfile.TemporaryDirectory[str]:
-    """A folder for the champion's package that goes away with the run."""
-    cache_dir.mkdir(parents=True, exist_ok=True)
-    return tempfile.TemporaryDirectory(dir=cache_dir, prefix="gate.")
 
 
 def _unreadable(message: str) -> Reason:

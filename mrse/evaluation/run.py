@@ -26,7 +26,7 @@ from mrse.device import pick
 from mrse.evaluation import budgets, gate
 from mrse.evaluation.bootstrap import Lift
 from mrse.evaluation.budgets import Budget, Health, Latency, Sides
-from mrse.evaluation.champion import Champion, find_champion, scratch
+from mrse.evaluation.champion import Champion, find_champion
 from mrse.evaluation.gate import Kind, Reason, Verdict
 from mrse.evaluation.golden import Golden, find_golden
 from mrse.evaluation.history import identity, look_of, overridden, override_of, read_history
@@ -55,6 +55,7 @@ from mrse.jsonfile import read_handed, write_json
 from mrse.layout import CHALLENGER_JSON, CHALLENGER_PACKAGE, CLEAN, DECISION, GATE_REPORT, PROFILES
 from mrse.model.retriever import Retriever
 from mrse.progress import say
+from mrse.scratch import scratch
 from mrse.training.lineage import lineage
 
 CHAMPION, FUSION = "champion", "challenger+bm25"
@@ -93,7 +94,7 @@ def run_gate(params: Params, workspace: Path, trial: Trial | None = None) -> dic
     config = params.gate.model_copy(update={"alpha": gate.alpha_of_look(params.gate.alpha, look)})
     meta, ids = inputs.meta, inputs.items.ids
     golden = find_golden(services, config, workspace, inputs.source, meta, ids, workspace / GOLDEN_FOLDER)
-    with scratch(cache) as folder:
+    with scratch(cache, "gate") as folder:
         champion = find_champion(services, Path(folder))
         scored = _score(config, inputs, log, golden, champion, workspace, cache, trial)
     kept, broken = budgets.judge(config.budgets, _sides(config, inputs, scored))

@@ -11,7 +11,6 @@ Legend of the shape suffixes: Q queries, N items, D vector size, K depth.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -23,6 +22,7 @@ from mrse.config import IndexConfig, ServicesConfig
 from mrse.errors import ConfigError
 from mrse.index.build import Content, fill
 from mrse.index.client import Stamp, check_served, opened
+from mrse.scratch import scratch
 
 _NAME = "trial"
 _BATCH = 256
@@ -59,9 +59,7 @@ def _search(
     k: int,
 ) -> NDArray[np.int32]:
     found_QK = np.full((len(queries_QD), k), -1, dtype=np.int32)
-    cache = Path(lite.cache_dir)
-    cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache, prefix="trial.") as folder:
+    with scratch(Path(lite.cache_dir), "trial") as folder:
         placed = lite.model_copy(update={"milvus_uri": str(Path(folder) / lite.milvus_uri)})
         with opened(placed) as store:
             fill(store, _NAME, _stamp(config, vectors_ND), _content(vectors_ND), config)

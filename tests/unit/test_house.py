@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
 
 # What each room of the library may import of the others; the ground is free to all.
-GROUND = {"config", "device", "errors", "progress", "jsonfile", "layout"}
+GROUND = {"config", "device", "errors", "progress", "jsonfile", "layout", "scratch"}
 MAY_IMPORT = {
     "data": set(),
     "validation": {"data"},
