@@ -4,14 +4,15 @@ Two things are measured, and printed as they come, one JSON object per line:
 
 - how fast a collection is filled, against a bare loop of `MilvusClient.insert` over the same rows, then flush and load:
   the two take turns, and the ratio is of rows per second (above 1: ours is faster); not with `--rounds 0`;
-- for each index type: build time, recall@10 against exact search (mean and 5th percentile) at the served parameters,
-  the latency of single queries (p50, p99) and size, then the same of faiss, and for HNSW of hnswlib, in process with
-  the same parameters on one thread.
+- for each index type: build time, recall@10 and @100 against exact search (mean and 5th percentile) at the served
+  parameters, the latency of single queries for 10 items (p50, p99) and size, then the same of faiss, and for HNSW of
+  hnswlib, in process with the same parameters on one thread.
 
 Vectors are made up: points around centres, and queries near points. `MRSE_MILVUS_URI` names the server. It does not
 tell the size of an index: `--index-files` names the folder where it keeps them, if it keeps them on this machine.
 
-    python -m benchmarks.index --items 1000000 --dim 128 --rounds 0 --types IVF_FLAT HNSW
+    python -m benchmarks.index --items 1000000 --dim 128 --rounds 0 --types IVF_FLAT HNSW \
+        --parameters '{"HNSW": {"build": {"M": 16, "efConstruction": 100}}}'
 """
 
 from __future__ import annotations
@@ -36,9 +37,9 @@ from numpy.typing import NDArray
 from mrse.config import INDEX_PARAMETERS, IndexConfig, ServicesConfig
 from mrse.index.build import Content, fill
 from mrse.index.client import Stamp, Store, opened
-from mrse.index.verify import SCORE_TOLERANCE, ann_recall, ids_fingerprint, latency
+from mrse.index.verify import SCORE_TOLERANCE, ann_recall, ids_fingerprint, latency, mean_and_p5
 
-_K = 10
+_DEPTHS = (10, 100)
 _CENTRES = 500
 _SPREAD = 0.6  # of a point around its centre, in lengths of the centre
 _NAME = "mrse_v0_benchmark"
@@ -52,6 +53,7 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--types", nargs="+", default=["FLAT", "IVF_FLAT", "HNSW"], choices=sorted(INDEX_PARAMETERS))
+    parser.add_argument("--parameters", type=json.loads, default={}, help="JSON: what differs from a type's defaults")
     parser.add_argument("--index-files", type=Path)
     arguments = parser.parse_args()
     content, queries_QD = _shop(arguments.items, arguments.dim, arguments.queries)
@@ -62,7 +64,8 @@ def main() -> None:
             if arguments.rounds:
                 _say(**_fill_ratio(store, content, arguments.rounds))
             for name in arguments.types:
-                _index_type(store, name, content, queries_QD, arguments.index_files)
+                config = IndexConfig.model_validate({"type": name, **arguments.parameters.get(name, {})})
+                _index_type(store, config, content, queries_QD, arguments.index_files)
             store.drop(_NAME)
 
 
@@ -113,25 +116,24 @@ def _bare_loop(store: Store, content: Content, config: IndexConfig, stamp: Stamp
 
 
 def _index_type(
-    store: Store, name: str, content: Content, queries_QD: NDArray[np.float32], index_files: Path | None
+    store: Store, config: IndexConfig, content: Content, queries_QD: NDArray[np.float32], index_files: Path | None
 ) -> None:
-    config = IndexConfig.model_validate({"type": name})
     stamp = _stamp(content, config)
     began = time.time()
     build_s = _timed(lambda: fill(store, _NAME, stamp, content, config))
-    recall = ann_recall(store, _NAME, config.search, content.item_ids, content.vectors_ND, queries_QD, _K)
+    recall = ann_recall(store, _NAME, config.search, content.item_ids, content.vectors_ND, queries_QD, _DEPTHS)
     _say(
-        type=name,
+        type=config.type,
         of="milvus",
+        build=config.build,
         search=config.search,
         build_s=round(build_s, 1),
-        recall_mean=round(recall.mean, 4),
-        recall_p5=round(recall.p5, 4),
-        **latency(store, _NAME, config.search, queries_QD, _K),
+        recall=recall,
+        **latency(store, _NAME, config.search, queries_QD, _DEPTHS[0]),
         size_mib=None if index_files is None else _written_mib(index_files, began),
     )
     _in_process("faiss", config, *_faiss(config, content.vectors_ND.shape[1]), content.vectors_ND, queries_QD)
-    if name == "HNSW":
+    if config.type == "HNSW":
         _in_process("hnswlib", config, *_hnswlib(config, content.vectors_ND), content.vectors_ND, queries_QD)
 
 
@@ -142,7 +144,7 @@ def _written_mib(folder: Path, since: float) -> float:
 
 
 Fill = Callable[[NDArray[np.float32]], None]
-Find = Callable[[NDArray[np.float32]], NDArray[np.int64]]
+Find = Callable[[NDArray[np.float32], int], NDArray[np.int64]]
 Size = Callable[[], int]
 
 
@@ -162,7 +164,11 @@ def _faiss(config: IndexConfig, dim: int) -> tuple[Fill, Find, Size]:
         index.train(vectors_ND)
         index.add(vectors_ND)
 
-    return fill_index, lambda query_D: index.search(query_D[None], _K)[1][0], lambda: len(faiss.serialize_index(index))
+    return (
+        fill_index,
+        lambda query_D, k: index.search(query_D[None], k)[1][0],
+        lambda: len(faiss.serialize_index(index)),
+    )
 
 
 def _hnswlib(config: IndexConfig, vectors_ND: NDArray[np.float32]) -> tuple[Fill, Find, Size]:
@@ -170,7 +176,7 @@ def _hnswlib(config: IndexConfig, vectors_ND: NDArray[np.float32]) -> tuple[Fill
     index.init_index(len(vectors_ND), M=config.build["M"], ef_construction=config.build["efConstruction"])
     index.set_ef(config.search["ef"])
     index.set_num_threads(1)
-    return index.add_items, lambda query_D: index.knn_query(query_D, _K)[0][0], index.index_file_size
+    return index.add_items, lambda query_D, k: index.knn_query(query_D, k)[0][0], index.index_file_size
 
 
 def _in_process(
@@ -183,19 +189,19 @@ def _in_process(
     queries_QD: NDArray[np.float32],
 ) -> None:
     build_s = _timed(lambda: fill_index(vectors_ND))
-    taken, shares = [], []
+    taken: list[float] = []
+    shares: dict[int, list[float]] = {k: [] for k in _DEPTHS}
     for query_D in queries_QD:
+        taken.append(1000 * _timed(lambda query_D=query_D: find(query_D, _DEPTHS[0])))
         scores_N = vectors_ND @ query_D
-        started = time.perf_counter()
-        found = find(query_D)
-        taken.append(1000 * (time.perf_counter() - started))
-        shares.append(float((scores_N[found] >= np.partition(scores_N, -_K)[-_K] - SCORE_TOLERANCE).mean()))
+        for k in _DEPTHS:
+            good = scores_N[find(query_D, k)] >= np.partition(scores_N, -k)[-k] - SCORE_TOLERANCE
+            shares[k].append(float(good.mean()))
     _say(
         type=config.type,
         of=peer,
         build_s=round(build_s, 1),
-        recall_mean=round(float(np.mean(shares)), 4),
-        recall_p5=round(float(np.percentile(shares, 5)), 4),
+        recall={k: mean_and_p5(by_query) for k, by_query in shares.items()},
         latency_p50_ms=round(float(np.percentile(taken, 50)), 2),
         latency_p99_ms=round(float(np.percentile(taken, 99)), 2),
         size_mib=_mib(size()),

@@ -128,7 +128,7 @@ def plan(
     commit = _commit(pipeline)
     with tempfile.TemporaryDirectory() as scratch:
         _materialise(pipeline, commit, Path(scratch), ("params.yaml",))
-        raw = yaml.safe_load((Path(scratch) / "params.yaml").read_text(encoding="utf-8"))
+        raw = config.read(Path(scratch) / "params.yaml")
     window: dict[str, Any] = {"snapshot.end": end} | ({} if days is None else {"snapshot.days": days})
     for dotted, value in (window | dict(overrides or {})).items():
         _set(raw, dotted, value)

@@ -38,10 +38,35 @@ class Section(BaseModel):
     @classmethod
     def _truth_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
         """Python takes true for 1; a person who writes it, or yes or on, for a number means something else."""
-        wanted = cls.model_fields[info.field_name or ""].annotation
-        if isinstance(value, bool) and bool not in (wanted, *get_args(wanted)):
+        if _holds_truth(value) and not _takes_truth(cls.model_fields[info.field_name or ""].annotation):
             raise ValueError("Input should not be true or false")
         return value
+
+
+def _holds_truth(value: Any) -> bool:
+    """Whether a value is true or false, or a list or mapping that holds one."""
+    if isinstance(value, Mapping):
+        return any(map(_holds_truth, value.values()))
+    return any(map(_holds_truth, value)) if isinstance(value, list) else isinstance(value, bool)
+
+
+def _takes_truth(wanted: Any) -> bool:
+    """Whether some part of a type is `bool`, anything, or a section, which looks at its own values."""
+    if wanted in (bool, Any) or (isinstance(wanted, type) and issubclass(wanted, Section)):
+        return True
+    return any(map(_takes_truth, get_args(wanted)))
+
+
+class _Yaml(yaml.SafeLoader):
+    """YAML in which a key stands once; of two, the plain loader takes the last without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} stands twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 class FilesConfig(Section):
@@ -426,7 +451,8 @@ class VerifyConfig(Section):
     """What a new collection must show before it may go live."""
 
     queries: Positive = 200
-    recall_k: Positive = 10
+    # Depths at which recall against exact search is taken; the bounds hold at each.
+    recall_k: Annotated[list[Positive], Field(min_length=1)] = [10, 100]
     min_recall_mean: Share = 0.95
     min_recall_p5: Share = 0.7
     # Stored vectors that are read back and compared with what was embedded.
@@ -445,6 +471,7 @@ INDEX_PARAMETERS: dict[str, dict[str, dict[str, int]]] = {
     "DISKANN": {"build": {}, "search": {"search_list": 128}},  # a server with disk indexes enabled
     "AUTOINDEX": {"build": {}, "search": {}},
 }
+CANDIDATES = ("ef", "search_list")  # parameters of search that are the length of a candidate list
 
 
 class IndexConfig(Section):
@@ -475,6 +502,17 @@ class IndexConfig(Section):
             if set(given) != set(known):
                 takes = ", ".join(known) or "no parameters"
                 raise ValueError(f"{name}: {self.type} takes {takes}, got {', '.join(given) or 'none'}")
+        return self
+
+    @model_validator(mode="after")
+    def _candidates_reach_recall(self) -> Self:
+        depth = max(self.verify.recall_k)
+        for name in CANDIDATES:
+            if self.search.get(name, depth) < depth:
+                raise ValueError(
+                    f"search.{name} = {self.search[name]} is below {depth}, the largest of verify.recall_k: no more "
+                    "items are found than are candidates"
+                )
         return self
 
 
@@ -689,17 +727,25 @@ def load(path: str | Path = "params.yaml") -> Params:
         path: a YAML file with the sections of `Params`.
 
     Raises:
-        ConfigError: the file is missing, is not YAML, or has an unknown key, a wrong type or an impossible value. The
-            message names every offending key.
+        ConfigError: see `read`; or an unknown key, a wrong type or an impossible value. The message names every
+            offending key.
+    """
+    return parse(read(path), str(path))
+
+
+def read(path: str | Path) -> Any:
+    """What a parameter file holds, not yet validated.
+
+    Raises:
+        ConfigError: the file is missing, is not YAML, or has a key twice.
     """
     path = Path(path)
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.load(path.read_text(encoding="utf-8"), _Yaml)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file; run from the project's folder or name the file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from None
-    return parse(raw, str(path))
 
 
 def parse(raw: Any, where: str = "params") -> Params:

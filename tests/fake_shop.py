@@ -193,7 +193,7 @@ def log_decision(services: config.ServicesConfig, version: int, outcome: str, da
 
 def params_for(services: config.ServicesConfig, **sections) -> config.Params:
     """Parameters for a shop that has six items."""
-    raw = {"snapshot": {"end": END.date().isoformat()}, "build_index": {"verify": {"recall_k": 3}}, **sections}
+    raw = {"snapshot": {"end": END.date().isoformat()}, "build_index": {"verify": {"recall_k": [3]}}, **sections}
     return config.parse({**raw, "services": services.model_dump()})
 
 

@@ -13,10 +13,10 @@ def body(params: Params, workspace: Path) -> str:
     if index["status"] == "skipped":
         return f"nothing to build: {index['reason']}"
     checked = index["verification"]
-    return (
-        f"{index['collection']} holds {index['rows']} items; recall@{checked['k']} {checked['recall_mean']:.3f}, "
-        f"p50 {checked['latency_p50_ms']:.1f} ms"
+    recall = ", ".join(
+        f"recall@{k} {found['mean']:.3f} (p5 {found['p5']:.3f})" for k, found in checked["recall"].items()
     )
+    return f"{index['collection']} holds {index['rows']} items; {recall}, p50 {checked['latency_p50_ms']:.1f} ms"
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from urllib.parse import urlsplit
 import numpy as np
 from numpy.typing import NDArray
 
-from mrse.config import IndexConfig, ServicesConfig
+from mrse.config import CANDIDATES, IndexConfig, ServicesConfig
 from mrse.errors import ConfigError, IndexFailed, ServiceError
 from mrse.index.filters import EVERYTHING, Filter, one_of, quoted
 from mrse.progress import say
@@ -44,6 +44,7 @@ FIELDS = ("item_id", "title", "category", "price", "image")
 
 _CALL_SECONDS = 60.0
 _LOAD_SECONDS = 600.0
+_INDEX_SECONDS = 1800.0  # a large segment is indexed in one go, during which nothing shows
 _CONNECT_SECONDS = 5.0
 _BUSY_SECONDS = 10.0
 _STACK = re.compile(r"stack trace: (?:\S+:\d+ [^\n:]+\n)*\S+:\d+ [^\n:]+(?:: |$)")  # Go's, amid a message
@@ -56,7 +57,6 @@ _THROTTLED = (4, 8, 9)  # codes of a server that asks for fewer writes, or is ou
 _THROTTLED_TRIES = 12
 _LONGEST_PAUSE = 10.0
 _DONE, _IMPORT_FAILED = 6, (1, 7)  # states of a bulk import
-_CANDIDATES = ("ef", "search_list")
 _SERVER_ONLY = ("DISKANN",)  # index types
 
 T = TypeVar("T")
@@ -339,7 +339,7 @@ class Store:
             fields: stored fields to bring along.
             among: which items may be found.
         """
-        params = {name: max(value, k) if name in _CANDIDATES else value for name, value in search_params.items()}
+        params = {name: max(value, k) if name in CANDIDATES else value for name, value in search_params.items()}
         found = self._read(
             "search",
             collection,
@@ -409,10 +409,14 @@ class Store:
         """A server builds the index in the background, and until then searches what it has by brute force."""
         if is_lite(self._uri):
             return
-        give_up = time.monotonic() + _LOAD_SECONDS
-        while self._call("describe_index", collection, "vector")["pending_index_rows"]:
+        pending, give_up = None, 0.0
+        while left := self._call("describe_index", collection, "vector")["pending_index_rows"]:
+            if left != pending:
+                pending, give_up = left, time.monotonic() + _INDEX_SECONDS
             if time.monotonic() >= give_up:
-                raise ServiceError(f"Milvus at {self._uri}: the index of {collection} is not built after 10 minutes")
+                raise ServiceError(
+                    f"Milvus at {self._uri}: the index of {collection} lacks {left} rows, as {_INDEX_SECONDS:.0f} s ago"
+                )
             time.sleep(0.2)
 
     def _translated(self, method: str, call: Callable[[], T]) -> T:

@@ -1,16 +1,17 @@
 """What a new collection must show before it may go live.
 
 The collection is read back and compared with what was embedded: rows, ids, a sample of vectors, and how often the
-approximate search finds what exact search finds, for real queries at the parameters that live search uses. Exact search
-costs queries × items × dim multiplications: 200 queries over a million items take about 10 s and 64 MiB.
+approximate search finds what exact search finds, for real queries at the parameters that live search uses and at each
+depth that is asked for. Exact search costs queries × items × dim multiplications: 200 queries over a million items take
+about 10 s and 64 MiB.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,14 +26,6 @@ SCORE_TOLERANCE = 1e-5
 _VECTOR_TOLERANCE = 1e-6
 _TIMED = 100
 _EXACT_BATCH = 16
-
-
-@dataclass(frozen=True)
-class Recall:
-    """How much of the exact top k the index found: mean and 5th percentile over the queries."""
-
-    mean: float
-    p5: float
 
 
 def ids_fingerprint(item_ids: Iterable[str]) -> str:
@@ -60,7 +53,8 @@ def verify(
         queries_QD: embedded queries of the held-out days.
 
     Returns:
-        The figures: rows, sampled vectors, recall (mean, p5), latency of one query in ms (p50, p99).
+        The figures: rows, sampled vectors, recall by depth (mean, p5), latency of one query at the largest depth in ms
+        (p50, p99). A depth beyond the number of rows is that number.
 
     Raises:
         IndexFailed: anything differs, the collection is not loaded, or recall or latency is beyond its bound.
@@ -70,19 +64,17 @@ def verify(
     _check_stamp(store, collection, stamp)
     _check_rows(store, collection, stamp)
     sampled = _check_vectors(store, collection, item_ids, vectors_ND, config.sample)
-    k = min(config.recall_k, len(item_ids))
-    recall = ann_recall(store, collection, stamp.search_params, item_ids, vectors_ND, queries_QD, k)
-    for name, value, bound in (
-        ("mean", recall.mean, config.min_recall_mean),
-        ("p5", recall.p5, config.min_recall_p5),
-    ):
-        if value < bound:
+    depths = sorted({min(k, len(item_ids)) for k in config.recall_k})
+    recall = ann_recall(store, collection, stamp.search_params, item_ids, vectors_ND, queries_QD, depths)
+    bounds = {"mean": config.min_recall_mean, "p5": config.min_recall_p5}
+    for (k, found), (name, bound) in itertools.product(recall.items(), bounds.items()):
+        if found[name] < bound:
             raise IndexFailed(
                 f"collection {collection}: recall@{k} against exact search, {name} over {len(queries_QD)} queries, is "
-                f"{value:.3f} < {bound:.3f} with {stamp.index_type} {stamp.search_params}; raise build_index.search or "
-                "build_index.build"
+                f"{found[name]:.3f} < {bound:.3f} with {stamp.index_type} {stamp.search_params}; raise "
+                "build_index.search or build_index.build"
             )
-    taken = latency(store, collection, stamp.search_params, queries_QD, k)
+    taken = latency(store, collection, stamp.search_params, queries_QD, depths[-1])
     if config.max_p99_ms is not None and taken["latency_p99_ms"] > config.max_p99_ms:
         raise IndexFailed(
             f"collection {collection}: the p99 of single queries is {taken['latency_p99_ms']:.1f} ms > "
@@ -92,9 +84,7 @@ def verify(
         "rows": stamp.rows,
         "sampled_vectors": sampled,
         "queries": len(queries_QD),
-        "k": k,
-        "recall_mean": round(recall.mean, 4),
-        "recall_p5": round(recall.p5, 4),
+        "recall": {str(k): {name: round(value, 4) for name, value in found.items()} for k, found in recall.items()},
         "search_params": stamp.search_params,
         **taken,
     }
@@ -107,25 +97,31 @@ def ann_recall(
     item_ids: Sequence[str],
     vectors_ND: NDArray[np.float32],
     queries_QD: NDArray[np.float32],
-    k: int,
-) -> Recall:
-    """Recall@k of the index against exact search.
+    depths: Sequence[int],
+) -> dict[int, dict[str, float]]:
+    """Recall@k of the index against exact search, for each depth k: `mean` and `p5` over the queries.
 
     A found item counts when its exact score reaches the k-th best one: items of equal vectors (the same product listed
     twice) stand in for one another, and which of them is found says nothing about the index.
     """
     row = {item_id: i for i, item_id in enumerate(item_ids)}
-    by_query: list[float] = []
+    by_query: dict[int, list[float]] = {k: [] for k in depths}
     for start in range(0, len(queries_QD), _EXACT_BATCH):
         batch_BD = queries_QD[start : start + _EXACT_BATCH]
         scores_BN = batch_BD @ vectors_ND.T
-        kth_B = np.partition(scores_BN, -k, axis=1)[:, -k]
-        found = store.search(collection, batch_BD, k, search_params)
-        for scores_N, kth, hits in zip(scores_BN, kth_B, found, strict=True):
-            rows = {row[hit.item_id] for hit in hits if hit.item_id in row}
-            good = sum(scores_N[i] >= kth - SCORE_TOLERANCE for i in rows)
-            by_query.append(float(good) / k)
-    return Recall(mean=float(np.mean(by_query)), p5=float(np.percentile(by_query, 5)))
+        for k in depths:
+            kth_B = np.partition(scores_BN, -k, axis=1)[:, -k]
+            found = store.search(collection, batch_BD, k, search_params)
+            for scores_N, kth, hits in zip(scores_BN, kth_B, found, strict=True):
+                rows = {row[hit.item_id] for hit in hits if hit.item_id in row}
+                good = sum(scores_N[i] >= kth - SCORE_TOLERANCE for i in rows)
+                by_query[k].append(float(good) / k)
+    return {k: mean_and_p5(shares) for k, shares in by_query.items()}
+
+
+def mean_and_p5(shares: Sequence[float]) -> dict[str, float]:
+    """Their mean and 5th percentile."""
+    return {"mean": float(np.mean(shares)), "p5": float(np.percentile(shares, 5))}
 
 
 def latency(

@@ -39,6 +39,11 @@ def with_value(dotted: str, value: Any) -> dict[str, Any]:
         ("snapshot.days", 0, "greater than 0"),
         ("snapshot", {"end": "2026-03-15", "days": 1_000_000_000}, "earlier than the year 1"),
         ("marketplace.items", True, "should not be true or false"),
+        ("build_index.search", {"ef": True}, "should not be true or false"),
+        ("gate.guardrails", {"head": True}, "should not be true or false"),
+        ("train.loss.matryoshka", [True], "should not be true or false"),
+        ("build_index.verify.recall_k", [], "at least 1 item"),
+        ("build_index", {"search": {"ef": 64}}, "search.ef = 64 is below 100, the largest of verify.recall_k"),
         ("marketplace.seed", -1, "greater than or equal to 0"),
         ("train.model.transformer_hidden", True, "should not be true or false"),
         ("train.learning_rate", float("nan"), "finite"),
@@ -90,6 +95,9 @@ def test_files_that_are_missing_or_broken(tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text("a: [1", encoding="utf-8")
     with pytest.raises(ConfigError, match="not valid YAML"):
         config.load(tmp_path / "bad.yaml")
+    (tmp_path / "twice.yaml").write_text("gate: {k: 1}\ntrain: {seed: 1, seed: 2}", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"twice\.yaml: not valid YAML: key 'seed' stands twice(?s:.*)line 2"):
+        config.load(tmp_path / "twice.yaml")
     (tmp_path / "list.yaml").write_text("- 1", encoding="utf-8")
     with pytest.raises(ConfigError, match="expected a mapping"):
         config.load(tmp_path / "list.yaml")

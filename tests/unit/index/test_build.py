@@ -26,7 +26,7 @@ def test_a_promoted_challenger_becomes_a_verified_stamped_collection(shop, servi
     version = read_json(shop / "models/challenger.json")["version"]
     snapshot = read_json(shop / "data/clean/snapshot.json")["fingerprint"]
     assert index["collection"].startswith(f"mrse_v{version}_{snapshot[:8]}_")
-    assert index["verification"]["recall_mean"] == 1.0
+    assert index["verification"]["recall"] == {"3": {"mean": 1.0, "p5": 1.0}}
     assert index["verification"]["sampled_vectors"] == 6
     with opened(services) as store:
         stamp = store.stamp(index["collection"])
@@ -76,7 +76,7 @@ def test_the_same_inputs_keep_the_collection_and_other_inputs_make_another(shop,
     first = run(shop, services)
     again = run(shop, services)
     assert again["stamp"] == first["stamp"], "kept, not rebuilt: the time of creation is the first one's"
-    other = run(shop, services, build_index={"type": "FLAT", "verify": {"recall_k": 3}})
+    other = run(shop, services, build_index={"type": "FLAT", "verify": {"recall_k": [3]}})
     assert other["collection"] != first["collection"]
     with opened(services) as store:
         assert set(store.collections()) == {first["collection"], other["collection"]}
@@ -84,8 +84,8 @@ def test_the_same_inputs_keep_the_collection_and_other_inputs_make_another(shop,
 
 @pytest.mark.parametrize("index_type", ["HNSW", "IVF_FLAT", "FLAT", "AUTOINDEX"])
 def test_every_index_type_builds_and_finds(shop, services, index_type):
-    index = run(shop, services, build_index={"type": index_type, "verify": {"recall_k": 3}})
-    assert index["verification"]["recall_mean"] == 1.0
+    index = run(shop, services, build_index={"type": index_type, "verify": {"recall_k": [3]}})
+    assert index["verification"]["recall"] == {"3": {"mean": 1.0, "p5": 1.0}}
 
 
 @pytest.mark.parametrize("step", ["create", "insert", "load", "count", "write_stamp"])
@@ -123,7 +123,7 @@ def test_a_half_filled_leftover_does_not_leak_rows(shop, services, monkeypatch):
         insert(store, name, rows)
 
     insert = Store.insert
-    small = {"batch_size": 4, "verify": {"recall_k": 3}}
+    small = {"batch_size": 4, "verify": {"recall_k": [3]}}
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Store, "insert", fail_on_second)
         run(shop, services, build_index=small)
@@ -166,13 +166,13 @@ def test_an_index_that_misses_its_recall_is_dropped(shop, services, monkeypatch)
 def test_a_collection_that_fails_is_dropped_or_kept_as_configured(shop, services, monkeypatch, verify, message):
     monkeypatch.setattr(Store, "loaded", lambda *_: "max_p99_ms" in verify)
     with pytest.raises(IndexFailed, match=message):
-        run(shop, services, build_index={"verify": {"recall_k": 3, **verify}})
+        run(shop, services, build_index={"verify": {"recall_k": [3], **verify}})
     with opened(services) as store:
         assert [stamp.state for stamp in store.collections().values()] == ["failed"] * verify.get("keep_failed", False)
 
 
 def test_a_failed_collection_that_was_kept_is_built_anew(shop, services, monkeypatch):
-    keep = {"verify": {"recall_k": 3, "keep_failed": True}}
+    keep = {"verify": {"recall_k": [3], "keep_failed": True}}
     with monkeypatch.context() as patch, pytest.raises(IndexFailed):
         patch.setattr(Store, "count", lambda *_: 5)
         run(shop, services, build_index=keep)
