@@ -13,9 +13,13 @@ BUILD_IMAGE ?= podman build
 REGISTRY ?= localhost
 COMMIT := $(shell git rev-parse HEAD 2>/dev/null)
 TAG ?= $(shell git rev-parse --short HEAD 2>/dev/null)
+# DVC's plugin for the remote that pods reach, such as dvc-s3; empty: a folder on a volume.
+DVC_PLUGIN ?=
+BUILD_BASE = $(BUILD_IMAGE) --build-arg COMMIT=$(COMMIT) --build-arg VERSION=$(TAG) --build-arg DVC_PLUGIN=$(DVC_PLUGIN) \
+	-f components/Dockerfile
 COMPONENTS := $(patsubst components/%/component.yaml,%,$(wildcard components/*/component.yaml))
 
-.PHONY: help run setup test test-slow lint format bench airflow images clean
+.PHONY: help run setup test test-slow lint format bench airflow committed images pipeline-image clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -87,16 +91,20 @@ airflow: $(VENV)/.airflow ## Airflow with the DAGs, on this machine alone; print
 	echo "http://127.0.0.1:$$AIRFLOW__API__PORT  user and password: $$(cat $$login)"; \
 	wait
 
-images: ## The components' images, tagged with the commit
-	@test -z "$$(git status --porcelain)" || { echo "make images: commit first: images say of which commit they are" >&2; exit 1; }
-	$(BUILD_IMAGE) --target build -t $(REGISTRY)/mrse-base:$(TAG)-build -f components/Dockerfile .
-	$(BUILD_IMAGE) --build-arg COMMIT=$(COMMIT) --build-arg VERSION=$(TAG) --target runtime \
-		-t $(REGISTRY)/mrse-base:$(TAG) -f components/Dockerfile .
+committed:
+	@test -z "$$(git status --porcelain)" || { echo "commit first: images say of which commit they are" >&2; exit 1; }
+
+images: committed ## The components' images, tagged with the commit
+	$(BUILD_BASE) --target build -t $(REGISTRY)/mrse-base:$(TAG)-build .
+	$(BUILD_BASE) --target runtime -t $(REGISTRY)/mrse-base:$(TAG) .
 	for stage in $(COMPONENTS); do \
 		image=$(REGISTRY)/mrse-$$(echo $$stage | tr _ -):$(TAG); \
 		$(BUILD_IMAGE) --build-arg BASE=$(REGISTRY)/mrse-base --build-arg TAG=$(TAG) -t $$image \
 			-f components/$$stage/Dockerfile . || exit 1; \
 	done
+
+pipeline-image: committed ## One image that can run every stage, tagged with the commit
+	$(BUILD_BASE) --target pipeline -t $(REGISTRY)/mrse-pipeline:$(TAG) .
 
 clean: ## Remove what runs made: data, models, reports, caches and the local Milvus and MLflow
 	rm -rf data models reports .mrse dvc.lock dvc_plots .dvc/cache .dvc/tmp

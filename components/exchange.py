@@ -45,6 +45,7 @@ from typing import Any
 
 import yaml
 
+import mrse
 from components import leash, spec
 from mrse import config, tracking
 from mrse.errors import ConfigError, DataError, MrseError
@@ -62,6 +63,13 @@ _DVC_CONFIG = """[core]
     remote = exchange
 ['remote "exchange"']
     url = {url}
+"""
+
+
+_DVC_COMMANDS = """
+import json, sys
+from dvc.cli import main
+sys.exit(next(filter(None, map(main, json.loads(sys.argv[1]))), 0))
 """
 
 
@@ -92,8 +100,9 @@ class Result:
         stage: its name in `dvc.yaml`.
         lock: the text of `dvc.lock`, of all stages so far.
         ran: False where the outputs came from the cache.
+        start_seconds: wall time of the start of the stage's Python, its imports above all, 0 where it did not run.
         seconds: wall time of the stage's own work, 0 where it did not run.
-        exchange_seconds: wall time of everything around it, the start of the stage's Python included.
+        exchange_seconds: wall time of everything around these two.
         peak_mib: the stage's peak memory, 0 where it did not run.
         outcome: what the stage decided, where its component decides, else None.
         mlflow_run: id of the MLflow run that the stage made, where it makes one, else None.
@@ -102,6 +111,7 @@ class Result:
     stage: str
     lock: str
     ran: bool
+    start_seconds: float
     seconds: float
     exchange_seconds: float
     peak_mib: float
@@ -165,7 +175,9 @@ def current(results: Sequence[Result]) -> list[Result]:
     return kept
 
 
-def run_stage(stage: str, pipeline: Path, ordered: Plan, locks: Sequence[str], remote: str) -> Result:
+def run_stage(
+    stage: str, pipeline: Path, ordered: Plan, locks: Sequence[str], remote: str, began: float | None = None
+) -> Result:
     """Run one stage in a workspace of its own, or bring its outputs from the cache.
 
     Args:
@@ -174,35 +186,33 @@ def run_stage(stage: str, pipeline: Path, ordered: Plan, locks: Sequence[str], r
         ordered: the run that the stage belongs to.
         locks: texts of `dvc.lock` from the stages before.
         remote: URL or folder of the DVC remote.
+        began: since when, by `time.perf_counter`, the exchange's time counts; None: now.
 
     Raises:
         ExchangeFailed: the stage failed (the message names its report, where it wrote one), or its inputs cannot be
             had, or the remote cannot be reached.
         DataError: the pipeline at `ordered.commit` is not here, or `locks` do not agree.
     """
-    began = time.perf_counter()
+    began = began or time.perf_counter()
     with _workspace(pipeline, ordered, merged(locks), remote) as folder:
         cost = folder / ".dvc" / "cost.json"
         environment = _environment(folder, pipeline, ordered) | {"MRSE_COST": str(cost)}
-        forced = []
-        if ordered.force:
-            print(f"{stage}: run anew, because {ordered.force}", file=sys.stderr)
-            forced = ["--force"]
-        _dvc(stage, folder, environment, "fetch", "--run-cache", stage)
         component = spec.component(folder, stage)
         try:
-            _dvc(stage, folder, environment, "repro", "--single-item", "--pull", *forced, stage)
+            _dvc(stage, folder, environment, *_repro(stage, folder, ordered), ["push", "--run-cache", stage])
         except ExchangeFailed as error:
-            raise ExchangeFailed(f"{error}{_report(folder, component, pipeline, ordered, str(error))}") from None
-        _dvc(stage, folder, environment, "push", "--run-cache", stage)
+            report = "" if cost.exists() else _report(folder, component, pipeline, ordered, str(error))
+            raise ExchangeFailed(f"{error}{report}") from None
         ran = cost.exists()
-        told = read_json(cost) if ran else {"seconds": 0.0, "peak_mib": 0.0}
+        told = read_json(cost) if ran else {"start_seconds": 0.0, "seconds": 0.0, "peak_mib": 0.0}
+        around = time.perf_counter() - began - told["start_seconds"] - told["seconds"]
         return Result(
             stage=stage,
             lock=(folder / "dvc.lock").read_text(encoding="utf-8"),
             ran=ran,
+            start_seconds=round(told["start_seconds"], 2),
             seconds=round(told["seconds"], 2),
-            exchange_seconds=round(time.perf_counter() - began - told["seconds"], 2),
+            exchange_seconds=round(around, 2),
             peak_mib=round(told["peak_mib"], 1),
             outcome=_told(folder, component.decides),
             mlflow_run=_told(folder, component.makes_run),
@@ -229,7 +239,7 @@ def run_component(
     with _workspace(pipeline, ordered, merged(locks), remote) as folder:
         environment = _environment(folder, pipeline, ordered)
         component = spec.component(folder, name)
-        _dvc(name, folder, environment, "pull", *component.reads)
+        _dvc(name, folder, environment, ["pull", *component.reads])
         _call(name, name, folder, environment, [*component.command, *arguments])
         made = component.makes_run
         run = "" if made is None or not (folder / made.file).is_file() else str(_told(folder, made))
@@ -256,7 +266,7 @@ def keep(pipeline: Path, ordered: Plan, results: Sequence[Result], remote: str) 
         raise DataError("no stage of this run made an MLflow run, so there is nothing to file it with")
     with _workspace(pipeline, ordered, merged([result.lock for result in results]), remote) as folder:
         environment = _environment(folder, pipeline, ordered)
-        _dvc("keep", folder, environment, "pull", *(str(path) for path in REPORTS))
+        _dvc("keep", folder, environment, ["pull", *(str(path) for path in REPORTS)])
         costs = [{key: value for key, value in asdict(result).items() if key != "lock"} for result in results]
         with tempfile.TemporaryDirectory() as scratch:
             kept = Path(scratch)
@@ -316,7 +326,7 @@ def _restore(run: str, pipeline: Path, folder: Path) -> None:
         out["path"] for entry in stages.values() for out in entry.get("outs", []) if _is_cached(folder, out["path"])
     ]
     try:
-        _dvc("checkout", folder, _environment(folder, pipeline, ordered), "pull", *cached)
+        _dvc("checkout", folder, _environment(folder, pipeline, ordered), ["pull", *cached])
     except ExchangeFailed as error:
         raise ExchangeFailed(f"{remote} has not all files of run {found[0]}: {error}") from None
 
@@ -397,7 +407,7 @@ def _materialise(pipeline: Path, commit: str, folder: Path, names: Sequence[str]
         raise DataError(f"{pipeline} holds commit {_commit(pipeline)}, and the run is of {commit}: use its image")
     for name in names:
         if (pipeline / name).is_dir():
-            shutil.copytree(pipeline / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(pipeline / name, folder / name)
         else:
             shutil.copy(pipeline / name, folder / name)
 
@@ -442,8 +452,20 @@ def _environment(folder: Path, pipeline: Path, ordered: Plan) -> dict[str, str]:
     }
 
 
-def _dvc(task: str, folder: Path, environment: Mapping[str, str], *arguments: str) -> None:
-    _call(task, f"dvc {arguments[0]}", folder, environment, [sys.executable, "-m", "dvc", *arguments])
+def _repro(stage: str, folder: Path, ordered: Plan) -> list[list[str]]:
+    """The commands of DVC that run a stage, or bring its outputs from the cache."""
+    if not ordered.force:
+        return [["repro", "--single-item", "--pull", stage]]
+    print(f"{stage}: run anew, because {ordered.force}", file=sys.stderr)
+    # A stage that is forced pulls nothing by itself.
+    inputs = [path for path in spec.stages(folder)[stage].reads if not (folder / path).exists()]
+    return [*([["pull", *inputs]] if inputs else []), ["repro", "--single-item", "--force", stage]]
+
+
+def _dvc(task: str, folder: Path, environment: Mapping[str, str], *commands: Sequence[str]) -> None:
+    """Run commands of DVC, until one fails, in one process: its start takes longer than what it is to do."""
+    what = f"dvc {', '.join(command[0] for command in commands)}"
+    _call(task, what, folder, environment, [sys.executable, "-c", _DVC_COMMANDS, json.dumps(commands)])
 
 
 def _call(task: str, what: str, folder: Path, environment: Mapping[str, str], command: Sequence[str]) -> None:
@@ -509,7 +531,7 @@ def _main(arguments: argparse.Namespace) -> None:
     elif arguments.do == "component":
         hand_on(run_component(arguments.name, arguments.arguments, pipeline, ordered, locks, remote))
     else:
-        hand_on(asdict(run_stage(arguments.stage, pipeline, ordered, locks, remote)))
+        hand_on(asdict(run_stage(arguments.stage, pipeline, ordered, locks, remote, mrse.BEGAN)))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,7 +1,8 @@
 """What every `components/<stage>/__main__.py` shares: one optional argument, one clear error, peak memory and time.
 
-Where the environment names a file in `MRSE_COST`, time and memory are also written there: `{"seconds", "peak_mib"}`.
-The peak is that of the largest process: the stage, or one that it started.
+Where the environment names a file in `MRSE_COST`, time and memory are also written there: `{"start_seconds", "seconds",
+"peak_mib"}`. The start is that of the stage's Python, its imports above all. The peak is that of the largest process:
+the stage, or one that it started.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import mrse
 from mrse import config
 from mrse.errors import MrseError
 from mrse.jsonfile import write_json
@@ -56,5 +58,5 @@ def measure(name: str, work: Callable[[], str]) -> None:
     peak_mib = max(resource.getrusage(who).ru_maxrss for who in both) / 1024
     seconds = time.perf_counter() - started
     if cost:
-        write_json(Path(cost), {"seconds": seconds, "peak_mib": peak_mib})
+        write_json(Path(cost), {"start_seconds": started - mrse.BEGAN, "seconds": seconds, "peak_mib": peak_mib})
     say(f"{name}: {summary} ({seconds:.1f} s, peak {peak_mib:.0f} MiB)")

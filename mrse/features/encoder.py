@@ -11,20 +11,21 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import transformers
 from numpy.typing import NDArray
 from PIL import Image
 from torch.nn import functional
-from transformers.image_processing_utils import BaseImageProcessor
 
 from mrse.device import CPU
 from mrse.errors import ConfigError
 from mrse.features.colour import colour_shares, palette
 from mrse.features.preprocess import Preprocessing
+
+if TYPE_CHECKING:
+    import transformers
 
 _TOKENS_KEY, _COLOURS_KEY = "mrse_tokens", "mrse_colour_levels"
 _DEFAULT_TOKENS, _DEFAULT_COLOURS = 5, 5
@@ -106,12 +107,14 @@ class ImageEncoder:
         Raises:
             ConfigError: it cannot be loaded, lacks safetensors weights or preprocessor settings, or is no vision model.
         """
+        # Slow to import, and needed only here: a stage that embeds no picture does without.
+        from transformers import AutoModel
+        from transformers.image_processing_utils import BaseImageProcessor
+
         where = f"image_encoder {str(name)!r}"
         try:
             with _quiet(), torch.random.fork_rng(devices=[]):
-                model, report = transformers.AutoModel.from_pretrained(
-                    str(name), output_loading_info=True, use_safetensors=True
-                )
+                model, report = AutoModel.from_pretrained(str(name), output_loading_info=True, use_safetensors=True)
             raw, _ = BaseImageProcessor.get_image_processor_dict(str(name))
         except (OSError, ValueError, KeyError) as error:
             raise ConfigError(f"{where}: cannot be loaded: {error}") from None
@@ -226,7 +229,9 @@ def _prefix(length: int, patches: int | None) -> int | None:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep transformers from drawing bars and reports for files that load in milliseconds."""
-    logging: Any = transformers.utils.logging
+    from transformers import utils
+
+    logging: Any = utils.logging
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -35,5 +35,6 @@ def test_the_cost_of_a_stage_counts_what_it_starts(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     told = json.loads(cost.read_text())
-    assert set(told) == {"seconds", "peak_mib"}
+    assert set(told) == {"start_seconds", "seconds", "peak_mib"}
+    assert 0 < told["start_seconds"] < 60
     assert told["peak_mib"] > 300

@@ -39,7 +39,7 @@ import os, pathlib
 ran = pathlib.Path(os.environ["MRSE_STATE_DIR"], "ran")
 ran.parent.mkdir(parents=True, exist_ok=True)
 ran.open("a").write("first\\n")
-pathlib.Path(os.environ["MRSE_COST"]).write_text('{"seconds": 0.5, "peak_mib": 7.0}')
+pathlib.Path(os.environ["MRSE_COST"]).write_text('{"start_seconds": 0.1, "seconds": 0.5, "peak_mib": 7.0}')
 out = pathlib.Path("out")
 out.mkdir(exist_ok=True)
 (out / "first.txt").write_text(pathlib.Path("params.yaml").read_text())
@@ -106,7 +106,8 @@ def test_stages_hand_on_their_files_through_the_remote(pipeline: Path) -> None:
     ordered = plan(pipeline, "2026-03-16")
     first = run("first", pipeline, ordered)
     second = run("second", pipeline, ordered, first)
-    assert (first.ran, first.seconds, first.peak_mib, first.outcome) == (True, 0.5, 7.0, "HOLD")
+    assert (first.ran, first.start_seconds, first.seconds, first.peak_mib) == (True, 0.1, 0.5, 7.0)
+    assert first.outcome == "HOLD"
     assert set(yaml.safe_load(second.lock)["stages"]) == {"first", "second"}
     assert not (pipeline / "out").exists()
     assert not (pipeline / "dvc.lock").exists()
@@ -120,9 +121,16 @@ def test_a_retry_finds_the_finished_stage_and_its_metrics(pipeline: Path) -> Non
     assert again.lock == first.lock
     assert again.outcome == "HOLD"
     assert runs(pipeline) == 1
-    forced = run("first", pipeline, plan(pipeline, "2026-03-16", force="a test"))
+
+
+def test_a_forced_run_runs_every_stage_anew(pipeline: Path) -> None:
+    ordered = plan(pipeline, "2026-03-16")
+    run("second", pipeline, ordered, run("first", pipeline, ordered))
+    ordered = plan(pipeline, "2026-03-16", force="a test")
+    forced = run("first", pipeline, ordered)
     assert forced.ran
     assert runs(pipeline) == 2
+    assert "out/second.txt" in run("second", pipeline, ordered, forced).lock
 
 
 def test_a_failed_stage_gives_its_own_one_line_reason(pipeline: Path) -> None:
@@ -193,7 +201,7 @@ def test_locks_of_branches_are_merged_and_of_different_runs_refused() -> None:
 def test_what_a_skipped_task_handed_on_earlier_is_left_out() -> None:
     def result(stage: str, **stages: int) -> Result:
         lock = yaml.safe_dump({"schema": "2.0", "stages": {name: {"outs": value} for name, value in stages.items()}})
-        return Result(stage, lock, True, 0.0, 0.0, 0.0, None, None)
+        return Result(stage, lock, True, 0.0, 0.0, 0.0, 0.0, None, None)
 
     first, gate = result("first", first=1), result("gate", first=1, gate=2)
     assert current([first, gate, result("swap", first=1, gate=1, swap=1)]) == [first, gate]
