@@ -29,6 +29,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -469,7 +470,7 @@ def _dvc(task: str, folder: Path, environment: Mapping[str, str], *commands: Seq
 
 
 def _call(task: str, what: str, folder: Path, environment: Mapping[str, str], command: Sequence[str]) -> None:
-    """Run a command, pass its output on; where it fails, the reason is the task's own message or DVC's last error."""
+    """Run a command, pass its output on; where it fails, the reason is the task's own message or DVC's first error."""
     tail: deque[str] = deque(maxlen=50)
     with subprocess.Popen(
         [sys.executable, leash.__file__, *command],
@@ -488,7 +489,15 @@ def _call(task: str, what: str, folder: Path, environment: Mapping[str, str], co
     if process.returncode:
         own = [line for line in tail if line.startswith(f"{task}: ")]
         errors = [line.removeprefix("ERROR: ") for line in tail if line.startswith("ERROR: ")]
-        raise ExchangeFailed([f"{task}: {what} ended with {process.returncode}", *errors, *own][-1])
+        # The first error is the cause, and seldom names the remote.
+        told = [f"{error} (DVC remote: {_remote(folder)})" for error in reversed(errors)]
+        raise ExchangeFailed([f"{task}: {what} ended with {process.returncode}", *told, *own][-1])
+
+
+def _remote(folder: Path) -> str:
+    """The DVC remote of a workspace, without a password."""
+    url = (folder / ".dvc" / "config").read_text(encoding="utf-8").partition("url = ")[2].strip()
+    return re.sub("//[^/@]*@", "//", url)
 
 
 def _report(folder: Path, component: spec.Component, pipeline: Path, ordered: Plan, reason: str) -> str:
@@ -541,8 +550,9 @@ def _parser() -> argparse.ArgumentParser:
     beside = does.add_parser("component", help="run a component that is no stage")
     beside.add_argument("name")
     beside.add_argument("arguments", nargs=argparse.REMAINDER, help="of the component's command")
-    does.add_parser("keep", help="file the run with its MLflow run")
+    does.add_parser("keep", help="file the run with its MLflow run").set_defaults(name="file_run")
     restore = does.add_parser("checkout", help="restore a run's data and model")
+    restore.set_defaults(name="checkout")
     restore.add_argument("run", help="id of the MLflow run, or its beginning")
     restore.add_argument(
         "folder", type=Path, nargs="?", help="where to, a new or empty folder; default: .mrse/checkout/RUN"
@@ -552,8 +562,11 @@ def _parser() -> argparse.ArgumentParser:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, _stop)
+    asked = _parser().parse_args()
     try:
-        _main(_parser().parse_args())
+        _main(asked)
     except MrseError as error:
-        print(error, file=sys.stderr)
+        # Of all that a pod has logged, the last line that begins with the name is taken for the reason.
+        name = asked.stage if asked.do == "run" else asked.name
+        print(f"{name}: {str(error).removeprefix(f'{name}: ')}", file=sys.stderr)
         raise SystemExit(1) from None

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 from airflow.sdk import DAG, Param, task
 from airflow.sdk.exceptions import AirflowFailException
-from mrse_pipeline import PIPELINE, RUN_PARAMS, RunPage, command_task, mapped_task, plan_task, tasks_before
+from mrse_pipeline import PIPELINE, RUN_PARAMS, RunPage, command_task, mapped_task, plan_task, say_why, tasks_before
 
 from components import spec
 from mrse import config
@@ -45,15 +45,18 @@ PARAMS = {
 ASKED = ["--seeds", "{{ params.seeds }}", "--steps-share", "{{ params.steps_share }}"]
 
 
-@task(task_id="variants", retries=0, doc_md="Settle which variants are trained.")
+@task(task_id="variants", retries=0, on_failure_callback=say_why, doc_md="Settle which variants are trained.")
 def variants(planned: dict[str, Any], params: dict[str, Any]) -> list[list[str]]:
     """The arguments of each variant's task; the last one is its name."""
     asked = ["--seeds", str(params["seeds"]), "--steps-share", str(params["steps_share"])]
     try:
         ablate = config.parse(yaml.safe_load(planned["params"]), "the run's parameters").ablate
-        return [[*COMMAND, *asked, "--only", name] for name in ablate.choose(params["only"])]
+        chosen = ablate.choose(params["only"])
     except MrseError as error:
         raise AirflowFailException(str(error)) from None
+    if not chosen:
+        raise AirflowFailException("only: full is trained in any case; name a variant or a group to compare with it")
+    return [[*COMMAND, *asked, "--only", name] for name in chosen]
 
 
 with DAG(

@@ -160,9 +160,7 @@ def plan_task(offered: Mapping[str, Param] = RUN_PARAMS) -> Any:
         doc_md="Settle the commit and the parameters of this run.",
     )
     def plan(params: dict[str, Any], dag_run: Any) -> dict[str, Any]:
-        # Airflow checks values, and takes any key.
-        if unknown := sorted(set(params) - set(offered)):
-            raise AirflowFailException(f"no such parameter: {', '.join(unknown)}; there are {', '.join(offered)}")
+        refuse_unknown(params, offered)
         # A run without a logical date (an API trigger) is of the day on which it may start.
         end = params["end"] or (dag_run.logical_date or dag_run.run_after).date().isoformat()
         try:
@@ -173,6 +171,12 @@ def plan_task(offered: Mapping[str, Param] = RUN_PARAMS) -> Any:
             raise AirflowFailException(str(error)) from None
 
     return plan()
+
+
+def refuse_unknown(params: Mapping[str, Any], offered: Mapping[str, Param]) -> None:
+    """Fail a run that has a parameter which its DAG does not offer: Airflow checks values, and takes any key."""
+    if unknown := sorted(set(params) - set(offered)):
+        raise AirflowFailException(f"no such parameter: {', '.join(unknown)}; there are {', '.join(offered)}")
 
 
 def stage_tasks(planned: Any) -> None:
@@ -252,11 +256,9 @@ def _operator(
 
 
 def say_why(context: Context) -> None:
-    """Log the one-line reason of a failed task, the component's own where it gave one."""
+    """Log the one-line reason of a failed task."""
     lines = [line.strip() for line in str(context.get("exception")).splitlines() if line.strip()]
-    name = context["ti"].task_id
-    own = [line for line in lines if line.startswith(f"{name}: ")]
-    logging.getLogger(__name__).error("%s", ([*own, *lines] or [f"{name} failed without a message"])[0])
+    logging.getLogger(__name__).error("%s", [*lines, f"{context['ti'].task_id} failed without a message"][0])
 
 
 def _tasks(planned: Any, found: dict[str, spec.Stage]) -> dict[str, BaseOperator]:
@@ -305,7 +307,8 @@ def _pod(component: spec.Component, handed: str, common: dict[str, Any]) -> tupl
     extended = {"nvidia.com/gpu": component.resources["gpu"]} if "gpu" in component.resources else {}
     return StagePod, {
         "name": component.image,
-        "image": f"{{{{ var.json.mrse_images['{component.name}'] }}}}",
+        "component": component.name,
+        "image": f"{{{{ var.json.get('mrse_images', {{}}).get('{component.name}', '') }}}}",
         "cmds": ["python"],
         "env_vars": {"MRSE_HANDED": handed, "MRSE_RESULT": _RESULT},
         "pod_template_file": str(template),

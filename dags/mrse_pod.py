@@ -7,22 +7,35 @@ Imported only where stages run as pods: the Kubernetes client takes a second, wh
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from typing import Any
 
 from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
 from airflow.sdk import Context
-from airflow.sdk.exceptions import AirflowException
+from airflow.sdk.exceptions import AirflowException, AirflowFailException
 from kubernetes.client import V1ContainerStatus, V1Pod
 from kubernetes.client.exceptions import ApiException
 
 
 class StagePod(KubernetesPodOperator):
-    """A pod whose failure is told in one line."""
+    """A pod whose failure is told in one line.
+
+    Args:
+        component: what runs in it; its messages begin with this name, or with the task's.
+    """
 
     _handed: Any = None
 
+    def __init__(self, *, component: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.component = component
+
     def execute(self, context: Context) -> Any:
-        """Start the pod, or say why the API server refuses it."""
+        """Start the pod, or say what it lacks or why the API server refuses it."""
+        if not self.image:
+            raise AirflowFailException(
+                f"{self.task_id}: Airflow's variable mrse_images has no image of {self.component}"
+            )
         try:
             super().execute(context)
         except ApiException as error:
@@ -35,15 +48,17 @@ class StagePod(KubernetesPodOperator):
         try:
             self._handed = super().trigger_reentry(context, event)
         except (AirflowException, ApiException) as error:
-            raise AirflowException(f"{self.task_id}: {reason(self.task_id, self.pod, error)}") from None
+            raise AirflowException(
+                f"{self.task_id}: {reason((self.task_id, self.component), self.pod, error)}"
+            ) from None
         return self._handed
 
 
-def reason(task: str, pod: V1Pod | None, error: Exception) -> str:
+def reason(names: Collection[str], pod: V1Pod | None, error: Exception) -> str:
     """Why a stage's pod failed: its last message, else what its status tells, else the operator's last line.
 
     Args:
-        task: the stage's task, with whose name its own message begins.
+        names: of the task and its component; with one of them its own message begins.
         pod: as it was last seen; None where it is gone.
         error: the operator's.
     """
@@ -61,8 +76,9 @@ def reason(task: str, pod: V1Pod | None, error: Exception) -> str:
     if state.terminated.reason == "OOMKilled":
         return "OOMKilled: it needs more than the memory that its component.yaml gives it"
     lines = (state.terminated.message or "").splitlines()
-    own = [line for line in lines if line.startswith(f"{task}: ")] or [_line(state.terminated.message or "")]
-    return own[-1].removeprefix(f"{task}: ") or f"its pod ended with exit code {state.terminated.exit_code}"
+    own = [line.partition(": ")[2] for line in lines if line.partition(": ")[0] in names]
+    last = own[-1] if own else _line(state.terminated.message or "")
+    return last or f"its pod ended with exit code {state.terminated.exit_code}"
 
 
 def _line(text: str) -> str:

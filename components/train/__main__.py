@@ -30,8 +30,10 @@ def body(params: Params, workspace: Path) -> str:
         return f"{processes} processes are done"
     services, device = params.services.under(workspace), pick(params.train.device)
     with distributed.joined(params.train.process_timeout_seconds, device) as world:
-        if world.first and params.train.model.user_history:
-            _say_if_taste_is_silent(workspace)
+        if world.first:
+            tracking.connect(services)  # an MLflow that does not answer is told before the hours of training, not after
+            if params.train.model.user_history:
+                _say_if_taste_is_silent(workspace)
         report = train(
             params.train,
             features=workspace / FEATURES,

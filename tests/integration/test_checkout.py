@@ -119,7 +119,7 @@ def test_each_run_comes_back_as_it_was(pipeline: Path, filed: list[str], tmp_pat
         assert yaml.safe_load((folder / "params.yaml").read_text())["train"]["seed"] == seed
         assert list(yaml.safe_load((folder / "dvc.lock").read_text())["stages"]) == ["work"]
     again = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert (again.returncode, again.stderr) == (1, f"{first} is not empty\n")
+    assert (again.returncode, again.stderr) == (1, f"checkout: {first} is not empty\n")
 
 
 def test_a_run_that_cannot_come_back_is_one_message_and_leaves_nothing(

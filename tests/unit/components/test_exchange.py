@@ -167,10 +167,18 @@ def test_two_runs_at_once_do_no_harm(pipeline: Path) -> None:
     assert {out["path"] for out in yaml.safe_load(one.lock)["stages"]["second"]["outs"]} == {"out/second.txt"}
 
 
-def test_an_unreachable_remote_is_one_message(pipeline: Path) -> None:
-    (pipeline.parent / "remote").write_text("a file where a folder should be")
-    with pytest.raises(ExchangeFailed) as failed:
-        run("first", pipeline, plan(pipeline, "2026-03-16"))
+@pytest.mark.parametrize(
+    ("remote", "why"),
+    [
+        ("/dev/null/remote", r"Not a directory: '/dev/null/remote"),
+        ("http://me:secret@127.0.0.1:9/remote", "Cannot connect to host 127.0.0.1:9"),
+        ("s3://bucket/remote", "requires 'dvc-s3' to be installed"),
+    ],
+)
+def test_an_unreachable_remote_is_one_message_that_names_it(pipeline: Path, remote: str, why: str) -> None:
+    with pytest.raises(ExchangeFailed, match=why) as failed:
+        run_stage("first", pipeline, plan(pipeline, "2026-03-16"), [], remote)
+    assert str(failed.value).endswith(f"(DVC remote: {remote.replace('me:secret@', '')})")
     assert len(str(failed.value).splitlines()) == 1
 
 
@@ -216,7 +224,7 @@ def test_the_command_says_one_line_and_fails(pipeline: Path) -> None:
         text=True,
         check=False,
     )
-    assert (done.returncode, done.stderr) == (1, f"{pipeline} is not empty\n")
+    assert (done.returncode, done.stderr) == (1, f"checkout: {pipeline} is not empty\n")
 
 
 def until(done: Callable[[], bool]) -> None:

@@ -81,6 +81,11 @@ for name in ("mrse_daily", "mrse_experiments"):
         dags[name].task_dict["plan"].python_callable(asked, run)
     except AirflowFailException as error:
         told[name] = [str(error), list(dags[name].params)]
+rollback = dags["mrse_rollback"]
+try:
+    rollback.task_dict["rollback"]._pre_execute_hook({"params": rollback.params.dump() | {"overides": {}}})
+except AirflowFailException as error:
+    told["mrse_rollback"] = [str(error), list(rollback.params)]
 print(json.dumps(told))
 """
 
@@ -141,6 +146,7 @@ def test_what_follows_the_gate_waits_for_its_decision(local: Any) -> None:
 
 def test_a_parameter_that_is_not_there_is_named(tmp_path: Path) -> None:
     offered = {"mrse_daily": ["end", "days", "overrides", "force_because"]}
+    offered["mrse_rollback"] = ["version"]
     offered["mrse_experiments"] = [*offered["mrse_daily"], "only", "seeds", "steps_share"]
     assert load(tmp_path, ASKED) == {
         dag: [f"no such parameter: overides; there are {', '.join(names)}", names] for dag, names in offered.items()
@@ -187,19 +193,22 @@ from mrse_experiments import variants
 from airflow.sdk.exceptions import AirflowFailException
 call, params = variants.function, {"seeds": 2, "steps_share": 0.5}
 planned = {"params": "snapshot: {end: '2026-03-15'}"}
-chosen = call(planned, params | {"only": ["size"]})
-try:
-    call(planned, params | {"only": ["no_such"]})
-except AirflowFailException as error:
-    print(json.dumps([chosen, str(error)]))
+told = [call(planned, params | {"only": ["size"]})]
+for only in ("no_such", "full"):
+    try:
+        call(planned, params | {"only": [only]})
+    except AirflowFailException as error:
+        told.append(str(error))
+print(json.dumps(told))
 """
 
 
 def test_variants_are_those_of_the_parameters_and_a_wrong_name_is_told(tmp_path: Path) -> None:
-    chosen, error = load(tmp_path, VARIANTS)
+    chosen, error, alone = load(tmp_path, VARIANTS)
     assert [arguments[-1] for arguments in chosen] == ["dim_64", "dim_128"]
     assert chosen[0][-6:] == ["--seeds", "2", "--steps-share", "0.5", "--only", "dim_64"]
     assert "no variant or group 'no_such'" in error
+    assert alone == "only: full is trained in any case; name a variant or a group to compare with it"
 
 
 def test_a_component_may_ask_for_nodes_with_gpus(tmp_path: Path) -> None:
@@ -240,7 +249,7 @@ def test_the_same_tasks_run_as_pods(local: Any, pods: Any) -> None:
         }
     train = pods["dags"]["mrse_daily"]["tasks"]["train"]
     assert train["type"] == "StagePod"
-    assert train["fields"]["image"] == "{{ var.json.mrse_images['train'] }}"
+    assert train["fields"]["image"] == "{{ var.json.get('mrse_images', {}).get('train', '') }}"
     assert train["fields"]["arguments"] == ["-m", "components.exchange", "run", "train"]
 
 
@@ -296,12 +305,14 @@ def base(**state):
 error = Exception("Traceback (most recent call last):\\nKubernetesError: Pod train returned a failure.")
 ended = {"exitCode": 1, "reason": "Error", "message": "INFO: 1\\ntrain: the loss is not finite\\nbye"}
 unmet = [{"type": "PodScheduled", "status": "False", "message": "0/1 nodes are available"}]
-print(json.dumps([reason("train", seen, error) for seen in (
+names = ("full", "train")
+print(json.dumps([reason(names, seen, error) for seen in (
     None,
     pod(phase="Pending", conditions=unmet),
     base(waiting={"reason": "ErrImagePull", "message": "rpc error\\nnot found"}),
     base(terminated={"exitCode": 137, "reason": "OOMKilled"}),
     base(terminated=ended),
+    base(terminated=ended | {"message": "full: what its task is called\\nbye"}),
     base(terminated=ended | {"message": "INFO: 1\\nunexpected error"}),
     base(terminated=ended | {"message": ""}),
     base(running={}),
@@ -316,6 +327,7 @@ def test_what_befell_a_pod_is_one_line(tmp_path: Path) -> None:
         "its pod was not started: ErrImagePull: not found",
         "OOMKilled: it needs more than the memory that its component.yaml gives it",
         "the loss is not finite",
+        "what its task is called",
         "unexpected error",
         "its pod ended with exit code 1",
         "KubernetesError: Pod train returned a failure.",
