@@ -19,6 +19,7 @@ What the tasks before handed on stands in the environment, which a pod takes as 
 | `MRSE_DVC_REMOTE` | URL or folder of the DVC remote; default: `.mrse/dvc-remote` of the pipeline's folder |
 | `MRSE_RESULT` | file that receives the `Result`; where it names none the `Result` is printed |
 
+`day` does without a scheduler what Airflow does: every stage one after another, each as `run` does it, then `keep`.
 `component NAME …` runs a component that is no stage over what stages made. `keep` files the final `dvc.lock`, the
 parameters, the costs and the reports with the run's MLflow run, and `checkout RUN [FOLDER]` (`mrse checkout`) restores
 data and model from there. The report of a stage that failed is filed with MLflow, and the reason says where.
@@ -40,6 +41,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -218,6 +220,29 @@ def run_stage(
             outcome=_told(folder, component.decides),
             mlflow_run=_told(folder, component.makes_run),
         )
+
+
+def run_day(pipeline: Path, ordered: Plan, remote: str) -> list[Result]:
+    """Run every stage, one after another; after a decision not to go on, those that wait for it are left out.
+
+    Args:
+        pipeline, ordered, remote: as of `run_stage`.
+
+    Raises:
+        ExchangeFailed: a stage failed, and with it the day; run again, it finds the stages before finished.
+        DataError: the pipeline at `ordered.commit` is not here.
+    """
+    results: dict[str, Result] = {}
+    held: set[str] = set()
+    for name, stage in spec.stages(pipeline).items():
+        if held.intersection(stage.reads) or not results.keys() >= set(stage.after):
+            print(f"{name}: left out, by a decision not to go on", file=sys.stderr)
+            continue
+        results[name] = run_stage(name, pipeline, ordered, [results[before].lock for before in stage.after], remote)
+        decides = spec.component(pipeline, name).decides
+        if decides is not None and results[name].outcome not in decides.goes_on:
+            held.add(decides.file)
+    return list(results.values())
 
 
 def run_component(
@@ -532,6 +557,10 @@ def _main(arguments: argparse.Namespace) -> None:
         print(checkout(arguments.run, pipeline, arguments.folder))
         return
     remote = os.environ.get("MRSE_DVC_REMOTE") or str((pipeline / ".mrse" / "dvc-remote").resolve())
+    if arguments.do == "day":
+        ordered = plan(pipeline, arguments.end)
+        hand_on(keep(pipeline, ordered, run_day(pipeline, ordered, remote), remote))
+        return
     first, *handed = json.loads(os.environ["MRSE_HANDED"])
     ordered, results = Plan(**first), [Result(**result) for result in handed if result is not None]
     locks = [result.lock for result in results]
@@ -550,6 +579,10 @@ def _parser() -> argparse.ArgumentParser:
     beside = does.add_parser("component", help="run a component that is no stage")
     beside.add_argument("name")
     beside.add_argument("arguments", nargs=argparse.REMAINDER, help="of the component's command")
+    today = datetime.now(UTC).date().isoformat()
+    day = does.add_parser("day", help="run every stage, one after another, and file the run")
+    day.add_argument("--end", default=today, help="the first day that is not in the window; default: today, in UTC")
+    day.set_defaults(name="day")
     does.add_parser("keep", help="file the run with its MLflow run").set_defaults(name="file_run")
     restore = does.add_parser("checkout", help="restore a run's data and model")
     restore.set_defaults(name="checkout")

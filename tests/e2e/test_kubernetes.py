@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.e2e.conftest import ROOT, TINY
+from tests.e2e.conftest import ROOT, TINY, merged
 
 pytest.importorskip("airflow", reason="Airflow is not installed: pip install -c constraints.txt -e '.[airflow]'")
 from tests.e2e.airflow import ENDED, Airflow, missing, wait
@@ -307,3 +307,28 @@ def test_a_day_runs_in_each_components_own_image(pods: Pods, own_images: dict[st
     pods.begin("first", "2026-03-15")
     assert "failed" not in (states := pods.finished("first")).values(), states
     tell(pods, "first", time.monotonic() - began)
+
+
+@pytest.mark.slow
+def test_a_night_goes_live_without_airflow(cluster: Cluster) -> None:
+    """The Job that the overlay's CronJob makes, on a tiny shop."""
+    overlay = ("--load-restrictor", "LoadRestrictionsNone", ROOT / "k8s" / "overlays" / "cron")
+    things = yaml.safe_load_all(run("kubectl", "kustomize", *overlay))
+    job = next(thing for thing in things if thing["kind"] == "CronJob")["spec"]["jobTemplate"]
+    pod = job["spec"]["template"]["spec"]
+    pod["containers"][0]["image"] = cluster.pipeline_image
+    pod["containers"][0]["resources"] = {"requests": ASKED, "limits": {"memory": ASKED["memory"]}}
+    pod["containers"][0]["command"] += ["--end", "2026-03-15"]
+    params = merged(yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8")), TINY)
+    settings = {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": pod["volumes"][-1]["configMap"]["name"]},
+        "data": {"params.yaml": yaml.safe_dump(params)},
+    }
+    night = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "night"}, "spec": job["spec"]}
+    cluster.kubectl("apply", "-f", "-", given=yaml.safe_dump_all([settings, night]))
+    wait(lambda: "True" in cluster.kubectl("get", "job", "night", "-o=jsonpath={.status.conditions[*].status}"))
+    log = cluster.kubectl("logs", "job/night")
+    assert cluster.kubectl("get", "job", "night", "-o=jsonpath={.status.succeeded}") == "1", log[-3000:]
+    assert f"http://{HOST}:{MLFLOW_PORT}" in log.splitlines()[-1]  # the page of the run, filed

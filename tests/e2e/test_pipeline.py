@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -53,6 +54,17 @@ def test_search_and_status_answer(finished: Workspace) -> None:
     assert all(len(row) == 6 and row[1] == "Q0" for row in rows)
     scores = [float(row[4]) for row in rows[:10]]
     assert scores == sorted(scores, reverse=True)
+
+
+def test_a_lost_milvus_is_built_anew(finished: Workspace) -> None:
+    before = read(finished, "reports/live.json")
+    shutil.rmtree(finished.folder / ".mrse" / "milvus.db")
+    finished.run("dvc", "repro", "--force", "--single-item", "build_index")
+    finished.run("dvc", "repro", "--single-item", "swap_index")
+    live = read(finished, "reports/live.json")
+    assert (live["status"], live["version"], live["rows"]) == ("swapped", before["version"], before["rows"])
+    assert live["collection"] in finished.run("mrse", "status").stdout
+    assert ran(finished.run("dvc", "repro").stdout) == []
 
 
 def test_an_edit_re_runs_only_what_it_touches(finished: Workspace) -> None:

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
+from components.spec import component, stages
+
 K8S = Path(__file__).parents[2] / "k8s"
 OVERLAYS = sorted(path.name for path in (K8S / "overlays").iterdir())
 VERSIONS = ("1.29.0", "1.37.0")
@@ -21,6 +23,8 @@ def rendered(overlay: str) -> list[dict[str, Any]]:
     if kubectl is None:
         pytest.skip("kubectl is not installed")
     command = [kubectl, "kustomize", str(K8S / "overlays" / overlay)]
+    if overlay == "cron":  # it takes params.yaml from above, as its file says
+        command += ["--load-restrictor", "LoadRestrictionsNone"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return list(yaml.safe_load_all(done.stdout))
@@ -42,8 +46,9 @@ def test_every_object_fits_the_schema(overlay: str, version: str) -> None:
 def test_nothing_secret_is_written_down(overlay: str) -> None:
     things = rendered(overlay)
     assert all(thing["kind"] != "Secret" for thing in things)
-    services = next(thing for thing in things if thing["kind"] == "ConfigMap")
-    assert not any(word in key for key in services["data"] for word in ("TOKEN", "PASSWORD", "SECRET", "KEY"))
+    settings = {key for thing in things if thing["kind"] == "ConfigMap" for key in thing["data"]}
+    assert "MRSE_MILVUS_URI" in settings
+    assert not any(word in key for key in settings for word in ("TOKEN", "PASSWORD", "SECRET", "KEY"))
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -87,6 +92,31 @@ def test_the_pod_names_what_the_overlays_make(overlay: str) -> None:
     assert ("ConfigMap", spec["containers"][0]["envFrom"][0]["configMapRef"]["name"]) in made
     claims = [volume["persistentVolumeClaim"]["claimName"] for volume in spec["volumes"] if "emptyDir" not in volume]
     assert {("PersistentVolumeClaim", claim) for claim in claims} <= made
+
+
+def test_the_pod_of_a_night_is_that_of_a_stage_with_the_parameters() -> None:
+    things = rendered("cron")
+    params = next(thing for thing in things if thing["metadata"]["name"].startswith("mrse-params-"))
+    assert params["data"]["params.yaml"] == (K8S.parent / "params.yaml").read_text(encoding="utf-8")
+    template = next(thing for thing in things if thing["kind"] == "CronJob")["spec"]["jobTemplate"]["spec"]["template"]
+    assert template["metadata"]["labels"] == pod()["metadata"]["labels"]
+    night, stage = template["spec"], pod()["spec"]
+    stage["volumes"].append({"name": "params", "configMap": {"name": params["metadata"]["name"]}})
+    (container,) = stage["containers"]
+    container["volumeMounts"].append({"name": "params", "mountPath": "/opt/mrse/params.yaml", "subPath": "params.yaml"})
+    container["command"] = ["python", "-m", "components.exchange", "day"]
+    for key in ("image", "resources"):
+        container[key] = night["containers"][0][key]
+    assert night == stage
+
+
+def test_a_night_has_what_its_largest_stage_asks_for() -> None:
+    (night,) = (thing for thing in rendered("cron") if thing["kind"] == "CronJob")
+    (container,) = night["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+    asked = [component(K8S.parent, stage).resources for stage in stages(K8S.parent)]
+    for resource, unit in (("cpu", ""), ("memory", "Gi")):
+        most = max(int(resources[resource].removesuffix(unit)) for resources in asked)
+        assert container["resources"]["requests"][resource] == f"{most}{unit}"
 
 
 def test_no_running_stage_is_evicted_in_production() -> None:

@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from components import exchange, spec
-from components.exchange import ExchangeFailed, Plan, Result, current, merged, plan, run_stage
+from components.exchange import ExchangeFailed, Plan, Result, current, merged, plan, run_day, run_stage
 from mrse.errors import ConfigError, DataError
 
 # `count` writes how often it ran into the shared home, so that a run which should not happen is seen.
@@ -131,6 +131,19 @@ def test_a_forced_run_runs_every_stage_anew(pipeline: Path) -> None:
     assert forced.ran
     assert runs(pipeline) == 2
     assert "out/second.txt" in run("second", pipeline, ordered, forced).lock
+
+
+@pytest.mark.parametrize(("goes_on", "ran"), [("HOLD", ["first", "second"]), ("PROMOTE", ["first"])])
+def test_a_day_runs_what_its_decision_lets_run(pipeline: Path, goes_on: str, ran: list[str]) -> None:
+    (pipeline / "dvc.yaml").write_text(
+        PIPELINE.replace("out/first.txt]\n    outs", "out/first.txt, out/first.json]\n    outs")
+    )
+    component = pipeline / "components" / "first" / "component.yaml"
+    decides = {"decides": {"file": "out/first.json", "key": "outcome", "goes_on": [goes_on]}}
+    component.write_text(yaml.safe_dump(yaml.safe_load(component.read_text()) | decides))
+    git(pipeline, "commit", "--quiet", "--all", "--message", "decides")
+    results = run_day(pipeline, plan(pipeline, "2026-03-16"), str(pipeline.parent / "remote"))
+    assert [result.stage for result in results] == ran
 
 
 def test_a_failed_stage_gives_its_own_one_line_reason(pipeline: Path) -> None:
