@@ -2,7 +2,7 @@
 
 The new collection lies beside the live one, which is not touched. Its name follows from what is in it (model version,
 snapshot, content), so a run that was killed finds its own half-built collection under the same name, drops it and
-builds it again, from the shards that it had embedded (`mrse.index.embed`), and a run that finds it whole keeps it.
+builds it again, from what it had embedded (`mrse.index.embed`), and a run that finds it whole keeps it.
 `models/index/index.json` is written last: it is there or the stage is not done.
 
 Cost: embedding, about 1,200 items/s on one busy core, is most of it; Milvus Lite takes some 15,000 rows/s.

@@ -277,14 +277,14 @@ def test_rows_that_would_make_a_broken_index_are_refused(content, message):
 
 
 def test_bad_vectors_stop_before_milvus_is_touched(shop, services, monkeypatch, tmp_path):
-    encode = fake_shop.FakeRetriever.encode_catalogue
+    fuse = fake_shop.FakeRetriever.fuse_items
 
-    def poisoned(self, catalogue):
-        encoded = encode(self, catalogue)
+    def poisoned(self, *arguments):
+        encoded = fuse(self, *arguments)
         encoded.vectors[3] = np.nan
         return encoded
 
-    monkeypatch.setattr(fake_shop.FakeRetriever, "encode_catalogue", poisoned)
+    monkeypatch.setattr(fake_shop.FakeRetriever, "fuse_items", poisoned)
     with pytest.raises(IndexFailed, match="item 'b2'"):
         run(shop, services)
     assert not (tmp_path / "milvus.db").exists()
