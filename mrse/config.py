@@ -484,7 +484,7 @@ class IndexConfig(Section):
     # A folder that a server with local storage reads under the same path: the rows go there as Parquet, and the server
     # imports them; null: they are inserted.
     bulk_folder: str | None = None
-    # Items that are embedded, and kept in services.cache_dir, together: what a killed build does not do again.
+    # Items that are embedded, and kept in services.cache_dir, at a time: what a killed build may have to do again.
     shard_items: Positive = 4096
     device: Device = "auto"  # for embedding
     verify: VerifyConfig = VerifyConfig()

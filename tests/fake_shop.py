@@ -55,10 +55,16 @@ class FakeRetriever:
     def to(self, device: torch.device) -> FakeRetriever:
         return self
 
-    def encode_catalogue(self, catalogue: Catalogue) -> EncodedCatalogue:
-        vectors = self._texts(catalogue.titles)
-        bank = vectors[:, None, :].astype(np.float16)
-        return EncodedCatalogue(catalogue.item_ids, vectors, bank, np.ones((len(vectors), 1), np.float32))
+    def steady_item_parts(self, catalogue: Catalogue) -> np.ndarray:
+        return self._texts(catalogue.titles)[:, None, :]
+
+    def steady_query_parts(self, queries) -> np.ndarray:
+        return np.zeros((len(queries), 1, DIM), np.float32)
+
+    def fuse_items(self, item_ids, asked, bank_NEH, bank_QEH) -> EncodedCatalogue:
+        return EncodedCatalogue(
+            item_ids, bank_NEH[:, 0], bank_NEH.astype(np.float16), np.ones((len(item_ids), 1), np.float32)
+        )
 
     def encode_queries(self, queries, histories=None, bank: HistoryBank | None = None, batch_size=256):
         vectors = self._texts(queries)

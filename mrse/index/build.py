@@ -2,7 +2,7 @@
 
 The new collection lies beside the live one, which is not touched. Its name follows from what is in it (model version,
 snapshot, content), so a run that was killed finds its own half-built collection under the same name, drops it and
-builds it again, from the shards that it had embedded (`mrse.index.embed`), and a run that finds it whole keeps it.
+builds it again, from what it had embedded (`mrse.index.embed`), and a run that finds it whole keeps it.
 `models/index/index.json` is written last: it is there or the stage is not done.
 
 Cost: embedding, about 1,200 items/s on one busy core, is most of it; Milvus Lite takes some 15,000 rows/s.
@@ -195,10 +195,11 @@ def _batches(content: Content, name: str, batch_size: int) -> Iterator[int]:
 
 
 def _bulk_import(store: Store, name: str, content: Content, folder: Path, batch_size: int) -> None:
-    """Write the rows as a file that the server reads, and delete it; one that a killed build left is replaced."""
+    """Write the rows as a file that the server reads, and delete it, with those that killed builds left."""
     path = folder.absolute() / f"{name}.parquet"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(store, path.parent)
         with pq.ParquetWriter(path, _COLUMNS) as file:
             for start in _batches(content, name, batch_size):
                 file.write_table(pa.Table.from_pylist(content.rows(start, start + batch_size), _COLUMNS))
@@ -208,6 +209,15 @@ def _bulk_import(store: Store, name: str, content: Content, folder: Path, batch_
     finally:
         with contextlib.suppress(OSError):
             path.unlink()
+
+
+def _sweep(store: Store, folder: Path) -> None:
+    """Delete the files of collections that nobody is building: another build's file is being read."""
+    stamps = store.collections()
+    for path in folder.glob(f"{PREFIX}*.parquet"):
+        stamp = stamps.get(path.stem)
+        if stamp is None or stamp.state != "building":
+            path.unlink(missing_ok=True)
 
 
 def check(content: Content, dim: int) -> None:

@@ -1,12 +1,13 @@
-"""The catalogue as vectors, a shard at a time: a build that was killed, or meets few changed items, embeds the rest.
+"""The catalogue as vectors: a build that was killed, or meets few changed items, embeds the rest alone.
 
-An item's shard follows from its id, a shard's name from everything that its vectors follow from (model, device, and all
-that the model reads of the shard's items). A shard that is found under its name is read, any other is computed, always
-by the same call on the same inputs; so what was read is, bit for bit, what a full build would have computed.
+What the experts make of an item hangs on its title, category and picture, and of a query that led to it on its words:
+`Retriever.steady_item_parts` computes the same bits whatever else it is given. So these parts are kept by a hash of all
+that they follow from (model, device, torch, content), and only what has no part yet is computed. Fusing the parts to
+vectors is a hundredth of the work and done for the whole catalogue, so that every vector is, bit for bit, that of a
+full build.
 
-Cost: one changed item costs one shard (`build_index.shard_items`). Kept on disk, in `services.cache_dir`: for each item
-4 bytes per dimension and 2 per expert output, 1.8 GB for a million items of the default model; as much for each other
-model of the last day. Builds may share the folder.
+Kept on disk, in `services.cache_dir`: for each item and each query 2 bytes per expert output and 16 for the hash, 0.8
+GB for a million of the default model; as much for each other model of the last day. Builds may share the folder.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 
@@ -28,12 +29,14 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from mrse.errors import IndexFailed
-from mrse.model.arrays import Catalogue, EncodedCatalogue
+from mrse.model.arrays import Catalogue, EncodedCatalogue, QueryArrays
 from mrse.model.retriever import Retriever
 from mrse.progress import say, track
 
-_ARRAYS = ("vectors", "bank", "preferences")
+_NAME_BYTES = 16
 _ABANDONED = 24 * 3600.0  # seconds; what no build has touched for this long is nobody's work any more
+
+Compute = Callable[[list[int]], NDArray[np.float16]]
 
 
 def embed(
@@ -43,54 +46,57 @@ def embed(
 
     Args:
         retriever: on `device`.
-        shard_items: about how many items a shard has.
-        cache_dir: gets `embedded/<model>/`, in which the shards of this catalogue replace those of any other. Other
+        shard_items: how many items are computed, and kept, at a time.
+        cache_dir: gets `embedded/<model>/`, in which the parts of this catalogue replace those of any other. Other
             models' folders are deleted a day after their last build.
 
     Raises:
-        IndexFailed: the catalogue has no items, or a shard cannot be written.
+        IndexFailed: the catalogue has no items, or parts cannot be written.
     """
-    count = len(catalogue.item_ids)
-    if count == 0:
+    if not catalogue.item_ids:
         raise IndexFailed("there are no items to index; data/clean/items.parquet is empty")
     folder = cache_dir / "embedded" / retriever.fingerprint[:16]
     _claim(folder)
-    shards = list(_shards(catalogue.item_ids, shard_items))
-    say(f"embedding {count} items in {len(shards)} shard(s)")
-    parts, names = [], set()
-    for rows in track(shards, "embedding", unit="shard"):
-        part = _taken(catalogue, rows)
-        path = folder / f"{_name(part, retriever.fingerprint, device)}.safetensors"
-        parts.append(_read(path) or _compute(retriever, part, path))
-        names.add(path.name)
-    _forget(folder, names)
-    order = np.argsort(np.concatenate(shards), kind="stable")
-    return EncodedCatalogue(
-        catalogue.item_ids, *(np.concatenate([part[name] for part in parts])[order] for name in _ARRAYS)
+    about = [retriever.fingerprint, device.type, torch.__version__]
+    asked = QueryArrays.build(catalogue.queries, catalogue.query_weights)
+    bank_NEH = _parts(
+        folder / "items",
+        _item_names(about, catalogue),
+        lambda rows: retriever.steady_item_parts(_taken(catalogue, rows)),
+        shard_items,
     )
+    bank_QEH = _parts(
+        folder / "queries",
+        [_name([*about, query]) for query in asked.distinct],
+        lambda rows: retriever.steady_query_parts([asked.distinct[row] for row in rows]),
+        shard_items,
+    )
+    _forget(folder)
+    return retriever.fuse_items(catalogue.item_ids, asked, bank_NEH, bank_QEH)
 
 
 def _claim(folder: Path) -> None:
     """Make the folder, and show other builds that it is in use."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        for kind in ("items", "queries"):
+            (folder / kind).mkdir(parents=True, exist_ok=True)
         os.utime(folder)
     except OSError as error:
         raise IndexFailed(f"{folder}: cannot be written: {error}; services.cache_dir names its place") from None
 
 
-def _shards(item_ids: list[str], shard_items: int) -> Iterator[NDArray[np.int64]]:
-    """The rows of each shard that has any. Their number is a power of two: it changes when the catalogue doubles."""
-    shards = 1 << max(0, (len(item_ids) - 1) // shard_items).bit_length()
-    digests = b"".join(hashlib.blake2b(item_id.encode(), digest_size=8).digest() for item_id in item_ids)
-    shard_N = np.frombuffer(digests, dtype="<u8") % np.uint64(shards)
-    for shard in range(shards):
-        rows = np.flatnonzero(shard_N == shard)
-        if len(rows):
-            yield rows
+def _item_names(about: list[str], catalogue: Catalogue) -> list[bytes]:
+    pictures = (catalogue.image_features[row].tobytes() if row >= 0 else b"" for row in catalogue.image_row)
+    texts = zip(catalogue.titles, catalogue.categories, pictures, strict=True)
+    return [_name([*about, title, category], picture) for title, category, picture in texts]
 
 
-def _taken(catalogue: Catalogue, rows: NDArray[np.int64]) -> Catalogue:
+def _name(what: list[str], picture: bytes = b"") -> bytes:
+    """A hash of what a part follows from."""
+    return hashlib.blake2b(json.dumps(what).encode() + picture, digest_size=_NAME_BYTES).digest()
+
+
+def _taken(catalogue: Catalogue, rows: Sequence[int]) -> Catalogue:
     """Some items of a catalogue, with the pictures of all."""
     lists = {
         field.name: [getattr(catalogue, field.name)[row] for row in rows]
@@ -100,42 +106,56 @@ def _taken(catalogue: Catalogue, rows: NDArray[np.int64]) -> Catalogue:
     return Catalogue(image_row=catalogue.image_row[rows], image_features=catalogue.image_features, **lists)
 
 
-def _name(part: Catalogue, fingerprint: str, device: torch.device) -> str:
-    """sha256 over what the vectors of a shard follow from."""
-    texts = [part.item_ids, part.titles, part.categories, part.queries, part.query_weights]
-    digest = hashlib.sha256(json.dumps([fingerprint, device.type, torch.__version__, *texts], default=float).encode())
-    pictured = part.image_row >= 0
-    digest.update(pictured.tobytes())
-    digest.update(np.ascontiguousarray(part.image_features[part.image_row[pictured]]).tobytes())
-    return digest.hexdigest()[:32]
+def _parts(folder: Path, names: list[bytes], compute: Compute, at_once: int) -> NDArray[np.float16]:
+    """The parts of what has these names, `(N, E, H)`: read where they are kept, else computed by rows and kept."""
+    kept, blocks = _read(folder)
+    known = set(kept)
+    missing = list({name: row for row, name in enumerate(names) if name not in known}.values())
+    say(f"embedding {len(missing)} of {len(names)} {folder.name}")
+    for start in track(range(0, len(missing), at_once), f"embedding {folder.name}", unit="shard"):
+        rows = missing[start : start + at_once]
+        blocks.append(compute(rows))
+        kept += [names[row] for row in rows]
+        _write(folder, kept[-len(rows) :], blocks[-1])
+    whole = np.concatenate(blocks) if blocks else compute([])
+    place = {name: row for row, name in enumerate(kept)}
+    if missing or len(place) != len(set(names)) or len(blocks) > 1:
+        distinct = list(dict.fromkeys(names))
+        file = _write(folder, distinct, whole[[place[name] for name in distinct]])
+        for other in set(folder.glob("*.safetensors")) - {file}:
+            other.unlink(missing_ok=True)
+    return whole[[place[name] for name in names]]
 
 
-def _read(path: Path) -> dict[str, NDArray[np.generic]] | None:
-    """A shard that an earlier build computed; None where there is none or it is damaged."""
+def _read(folder: Path) -> tuple[list[bytes], list[NDArray[np.float16]]]:
+    """Names and parts that earlier builds kept; a damaged file counts for nothing."""
+    names: list[bytes] = []
+    blocks = []
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            block = load_file(path)
+        except (OSError, SafetensorError):
+            continue
+        names += block["names"].view(f"V{_NAME_BYTES}").ravel().tolist()
+        blocks.append(block["parts"])
+    return names, blocks
+
+
+def _write(folder: Path, names: list[bytes], parts: NDArray[np.float16]) -> Path:
+    """Keep parts under their names, in a file of its own."""
+    written = uuid.uuid4().hex
+    partial, path = folder / f"{written}.partial", folder / f"{written}.safetensors"
+    named = np.frombuffer(b"".join(names), dtype=np.uint8).reshape(len(names), _NAME_BYTES)
     try:
-        return dict(load_file(path))
-    except (OSError, SafetensorError):
-        return None
-
-
-def _compute(retriever: Retriever, part: Catalogue, path: Path) -> dict[str, NDArray[np.generic]]:
-    encoded = retriever.encode_catalogue(part)
-    arrays: dict[str, NDArray[np.generic]] = {name: np.ascontiguousarray(getattr(encoded, name)) for name in _ARRAYS}
-    partial = path.with_name(f"{uuid.uuid4().hex}.partial")  # another build may compute the same shard
-    try:
-        save_file(arrays, partial)
-        partial.replace(path)
+        save_file({"names": named, "parts": np.ascontiguousarray(parts)}, partial)
+        return partial.replace(path)
     except (OSError, SafetensorError) as error:
         raise IndexFailed(f"{path}: cannot be written: {error}; is the disk of services.cache_dir full?") from None
-    return arrays
 
 
-def _forget(folder: Path, names: set[str]) -> None:
-    """Delete this model's other shards, and once it is a day old what another build may have been at work on."""
-    for shard in folder.glob("*.safetensors"):
-        if shard.name not in names:
-            shard.unlink(missing_ok=True)
-    for partial in filter(_abandoned, folder.glob("*.partial")):
+def _forget(folder: Path) -> None:
+    """Delete what a killed build left half written and what other models kept, once it is a day old."""
+    for partial in filter(_abandoned, folder.rglob("*.partial")):
         partial.unlink(missing_ok=True)
     for other in filter(_abandoned, folder.parent.iterdir()):
         shutil.rmtree(other, ignore_errors=True)

@@ -13,19 +13,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from mrse.model.arrays import batches_of_like_size
 from mrse.model.history import Memory
-from mrse.model.inputs import TextTable
+from mrse.model.inputs import Texts, TextTable
 from mrse.model.towers import Mrse
 
 _EVERY = slice(None)
+_STEADY_ROWS, _STEADY_WORDS = 64, 64
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,40 @@ def item_bank(model: Mrse, texts: TextTable, pictures: Pictures, batch_size: int
 def query_bank(model: Mrse, texts: TextTable, batch_size: int, rows: slice = _EVERY) -> Tensor:
     """Expert outputs of every distinct query, or of some rows of them, float16 `(Q, E, H)`."""
     return _bank(model, texts.sizes_N, lambda rows_B: model.encode_texts(texts.batch(rows_B)), batch_size, rows)
+
+
+def steady_bank(model: Mrse, texts: TextTable, pictures: Pictures | None) -> Tensor:
+    """Expert outputs of items, or with `pictures` None of queries, float16 `(N, E, H)`, each whatever else is there.
+
+    The bits of a product hang on its shape. So a batch is of texts of one length, all with a picture or none, its rows
+    are always as many (too few are repeated), and its words are padded. Takes half as long again as `item_bank`.
+    """
+    kind_N = texts.sizes_N if pictures is None else 2 * texts.sizes_N + (pictures.row_N >= 0)
+    shape = len(kind_N), len(model.experts.names), model.config.hidden
+    bank = torch.zeros(shape, dtype=torch.float16, device=model.device)
+    with inference(model):
+        for kind in np.unique(kind_N):
+            same_N = np.flatnonzero(kind_N == kind)
+            for start in range(0, len(same_N), _STEADY_ROWS):
+                rows_B = same_N[start : start + _STEADY_ROWS]
+                full_B = np.resize(rows_B, _STEADY_ROWS)
+                batch = _steady(texts.batch(full_B), texts.length)
+                out_BEH = (
+                    model.encode_texts(batch)
+                    if pictures is None
+                    else model.encode_items(batch, *pictures.batch(full_B))
+                )
+                bank[torch.from_numpy(rows_B).to(model.device)] = out_BEH[: len(rows_B)].to(torch.float16)
+    return bank
+
+
+def _steady(texts: Texts, length: int) -> Texts:
+    """As many places for words as a text may have, and distinct words rounded up, so that products keep their bits."""
+    return replace(
+        texts,
+        words_BW=F.pad(texts.words_BW, (0, length - texts.words_BW.shape[1])),
+        grams_UG=F.pad(texts.grams_UG, (0, 0, 0, -len(texts.grams_UG) % _STEADY_WORDS)),
+    )
 
 
 def fuse_catalogue(

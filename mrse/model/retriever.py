@@ -43,7 +43,7 @@ from mrse.model.arrays import (
     ShopperArrays,
     item_text,
 )
-from mrse.model.encode import ItemQueries, Pictures, fuse_catalogue, inference, item_bank, query_bank
+from mrse.model.encode import ItemQueries, Pictures, fuse_catalogue, inference, item_bank, query_bank, steady_bank
 from mrse.model.history import Memory
 from mrse.model.inputs import TextTable
 from mrse.model.towers import Fused, Mrse
@@ -181,16 +181,40 @@ class Retriever:
 
     def encode_catalogue(self, catalogue: Catalogue, batch_size: int = 128) -> EncodedCatalogue:
         """Embed items. Deterministic. Larger batches leave the cache and are slower on a CPU."""
-        pictures = Pictures(catalogue.image_row, catalogue.image_features)
-        if not self.reads_images:
-            pictures = Pictures(np.full(len(catalogue.item_ids), -1, dtype=np.int64), catalogue.image_features)
-        bank_NEH = item_bank(self.model, self.item_texts(catalogue.titles, catalogue.categories), pictures, batch_size)
+        texts = self.item_texts(catalogue.titles, catalogue.categories)
+        bank_NEH = item_bank(self.model, texts, self._pictures(catalogue), batch_size)
         asked = QueryArrays.build(catalogue.queries, catalogue.query_weights)
-        queries = ItemQueries(asked.query_NK, asked.weight_NK)
         bank_QEH = query_bank(self.model, self.query_texts(asked.distinct), batch_size)
+        return self._fuse_items(catalogue.item_ids, asked, bank_NEH, bank_QEH, batch_size)
+
+    def steady_item_parts(self, catalogue: Catalogue) -> NDArray[np.float16]:
+        """The items' expert outputs `(N, E, H)`: those of an item hang on its text and picture, not on its company."""
+        texts = self.item_texts(catalogue.titles, catalogue.categories)
+        return steady_bank(self.model, texts, self._pictures(catalogue)).cpu().numpy()
+
+    def steady_query_parts(self, queries: Sequence[str]) -> NDArray[np.float16]:
+        """The same of queries, `(Q, E, H)`."""
+        return steady_bank(self.model, self.query_texts(queries), None).cpu().numpy()
+
+    def fuse_items(
+        self, item_ids: list[str], asked: QueryArrays, bank_NEH: NDArray[np.float16], bank_QEH: NDArray[np.float16]
+    ) -> EncodedCatalogue:
+        """Items' parts and those of the queries that led to them (`asked.distinct`) to final vectors."""
+        item_NEH, query_QEH = (torch.from_numpy(bank).to(self.model.device) for bank in (bank_NEH, bank_QEH))
+        return self._fuse_items(item_ids, asked, item_NEH, query_QEH)
+
+    def _fuse_items(
+        self, item_ids: list[str], asked: QueryArrays, bank_NEH: Tensor, bank_QEH: Tensor, batch_size: int = 128
+    ) -> EncodedCatalogue:
+        queries = ItemQueries(asked.query_NK, asked.weight_NK)
         vector_ND, preference_NE = fuse_catalogue(self.model, bank_NEH, queries, bank_QEH, 4 * batch_size)
-        arrays = (tensor.cpu().numpy() for tensor in (vector_ND, bank_NEH, preference_NE))
-        return EncodedCatalogue(catalogue.item_ids, *arrays)
+        return EncodedCatalogue(item_ids, *(x.cpu().numpy() for x in (vector_ND, bank_NEH, preference_NE)))
+
+    def _pictures(self, catalogue: Catalogue) -> Pictures:
+        """Those of a catalogue, none for a model that reads none."""
+        if self.reads_images:
+            return Pictures(catalogue.image_row, catalogue.image_features)
+        return Pictures(np.full(len(catalogue.item_ids), -1, dtype=np.int64), catalogue.image_features)
 
     def encode_queries(
         self,

@@ -113,6 +113,21 @@ def test_what_a_kill_tore_in_milvus_lite_is_in_nobodys_way(shop, services, tmp_p
     assert not torn[1].exists()
 
 
+def test_a_file_that_a_killed_import_left_goes_with_the_next_import(services, tmp_path, monkeypatch):
+    content = stage.Content(["a"], ["t"], [""], [1.0], [""], np.eye(1, 4, dtype=np.float32))
+    read = []
+    monkeypatch.setattr(Store, "bulk_import", lambda store, name, path: read.append(path.name))
+    left = [tmp_path / f"{name}.parquet" for name in ("mrse_v1_gone", "mrse_v2_whole", "mrse_v3_begun", "of_others")]
+    for path in left:
+        path.touch()
+    with opened(services) as store:
+        for path, state in zip(left[1:3], ("verified", "building"), strict=True):
+            store.create(path.stem, fake_shop.params_for(services).build_index, STAMP.with_(state=state))
+        stage._bulk_import(store, "mrse_v4_new", content, tmp_path, 10)
+    assert read == ["mrse_v4_new.parquet"]
+    assert sorted(tmp_path.glob("*.parquet")) == left[2:]
+
+
 def test_a_half_filled_leftover_does_not_leak_rows(shop, services, monkeypatch):
     calls = []
 
@@ -277,14 +292,14 @@ def test_rows_that_would_make_a_broken_index_are_refused(content, message):
 
 
 def test_bad_vectors_stop_before_milvus_is_touched(shop, services, monkeypatch, tmp_path):
-    encode = fake_shop.FakeRetriever.encode_catalogue
+    fuse = fake_shop.FakeRetriever.fuse_items
 
-    def poisoned(self, catalogue):
-        encoded = encode(self, catalogue)
+    def poisoned(self, *arguments):
+        encoded = fuse(self, *arguments)
         encoded.vectors[3] = np.nan
         return encoded
 
-    monkeypatch.setattr(fake_shop.FakeRetriever, "encode_catalogue", poisoned)
+    monkeypatch.setattr(fake_shop.FakeRetriever, "fuse_items", poisoned)
     with pytest.raises(IndexFailed, match="item 'b2'"):
         run(shop, services)
     assert not (tmp_path / "milvus.db").exists()

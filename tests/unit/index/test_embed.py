@@ -1,4 +1,4 @@
-"""Embedding by shards: what was computed is read again bit for bit, what changed is computed anew."""
+"""Embedding: what was computed is read again bit for bit, and only what changed is computed anew."""
 
 import os
 import time
@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file
 
 from mrse.errors import IndexFailed
 from mrse.index.embed import embed
@@ -18,18 +19,17 @@ CPU = torch.device("cpu")
 
 
 class Counting(FakeRetriever):
-    """Remembers which items it embedded; its bits depend on which items are embedded together."""
+    """Remembers which items it embedded."""
 
     def __init__(self, seed=1, fingerprint="f" * 64, stop_after=None):
         super().__init__(seed, fingerprint)
         self.seen, self.stop_after = [], stop_after
 
-    def encode_catalogue(self, catalogue):
+    def steady_item_parts(self, catalogue):
         if self.stop_after is not None and len(self.seen) >= self.stop_after:
             raise KeyboardInterrupt
         self.seen += catalogue.item_ids
-        encoded = super().encode_catalogue(catalogue)
-        return replace(encoded, vectors=encoded.vectors * np.float32(1 + 1e-7 * len(catalogue.item_ids)))
+        return super().steady_item_parts(catalogue)
 
 
 @pytest.fixture
@@ -46,9 +46,11 @@ def same(one, other):
     )
 
 
-def test_shards_are_put_together_in_the_order_of_the_items(catalogue, tmp_path):
-    whole = FakeRetriever(1, "f" * 64).encode_catalogue(catalogue)
-    assert same(embed(FakeRetriever(1, "f" * 64), catalogue, CPU, 7, tmp_path), whole)
+def test_vectors_are_put_together_in_the_order_of_the_items(catalogue, tmp_path):
+    retriever = FakeRetriever(1, "f" * 64)
+    embedded = embed(retriever, catalogue, CPU, 7, tmp_path)
+    assert embedded.item_ids == catalogue.item_ids
+    assert np.array_equal(embedded.vectors, retriever.steady_item_parts(catalogue)[:, 0])
 
 
 def test_a_killed_embedding_goes_on_where_it_was(catalogue, tmp_path):
@@ -60,7 +62,7 @@ def test_a_killed_embedding_goes_on_where_it_was(catalogue, tmp_path):
     assert same(resumed, embed(Counting(), catalogue, CPU, 7, tmp_path / "b"))
 
 
-def test_few_changed_items_cost_their_shards_and_give_the_bits_of_a_full_build(catalogue, tmp_path):
+def test_few_changed_items_cost_themselves_and_give_the_bits_of_a_full_build(catalogue, tmp_path):
     embed(Counting(), catalogue, CPU, 7, tmp_path / "a")
     row = catalogue.image_row.copy()
     row[20] = -1
@@ -69,22 +71,32 @@ def test_few_changed_items_cost_their_shards_and_give_the_bits_of_a_full_build(c
     changed = replace(changed, item_ids=["h999", *catalogue.item_ids[1:]])  # one deleted, one new
     incremental = Counting()
     embedded = embed(incremental, changed, CPU, 7, tmp_path / "a")
-    assert {"h999", "i020", "i059"} <= set(incremental.seen) and len(incremental.seen) < COUNT
+    assert sorted(incremental.seen) == ["i020", "i059"], "h999 has the words and the picture of the item that went"
     assert same(embedded, embed(Counting(), changed, CPU, 7, tmp_path / "b"))
-    files = [{path.name for path in (tmp_path / where).rglob("*.safetensors")} for where in "ab"]
-    assert files[0] == files[1], "what is not of this catalogue is forgotten"
+    files = [[load_file(path) for path in (tmp_path / where).rglob("items/*")] for where in "ab"]
+    assert [len(found) for found in files] == [1, 1]
+    assert [sorted(map(bytes, file["names"])) for file in files[0]] == [
+        sorted(map(bytes, file["names"])) for file in files[1]
+    ], "what is not of this catalogue is forgotten"
 
 
-def test_another_model_and_a_damaged_shard_are_computed_anew(catalogue, tmp_path):
+def test_items_of_equal_words_and_pictures_are_embedded_once(catalogue, tmp_path):
+    twice = replace(catalogue, titles=["the same"] * COUNT, image_row=np.full(COUNT, -1))
+    retriever = Counting()
+    assert len(np.unique(embed(retriever, twice, CPU, 7, tmp_path).vectors, axis=0)) == 1
+    assert len(retriever.seen) == 1
+
+
+def test_another_model_and_a_damaged_file_are_computed_anew(catalogue, tmp_path):
     embed(Counting(), catalogue, CPU, 7, tmp_path)
     other = Counting(seed=2, fingerprint="e" * 64)
     embed(other, catalogue, CPU, 7, tmp_path)
     assert len(other.seen) == COUNT
-    damaged = sorted((tmp_path / "embedded" / ("e" * 16)).iterdir())[0]
+    (damaged,) = (tmp_path / "embedded" / ("e" * 16) / "items").iterdir()
     damaged.write_bytes(damaged.read_bytes()[:100])
     again = Counting(seed=2, fingerprint="e" * 64)
     embed(again, catalogue, CPU, 7, tmp_path)
-    assert 0 < len(again.seen) < COUNT
+    assert len(again.seen) == COUNT and not damaged.exists()
 
 
 def test_a_build_leaves_what_another_may_be_using_and_forgets_it_when_it_is_a_day_old(catalogue, tmp_path):
@@ -111,10 +123,10 @@ def test_a_model_in_use_counts_as_such_however_old_its_shards_are(catalogue, tmp
     os.utime(old, (0, 0))
 
     class Beside(Counting):
-        def encode_catalogue(self, part):
+        def steady_item_parts(self, part):
             if not self.seen:  # the other model's build ends while this one is on its way
                 embed(Counting(seed=2, fingerprint="e" * 64), catalogue, CPU, 7, tmp_path)
-            return super().encode_catalogue(part)
+            return super().steady_item_parts(part)
 
     changed = replace(catalogue, titles=[*catalogue.titles[:-1], "another title"])
     embed(Beside(), changed, CPU, 7, tmp_path)

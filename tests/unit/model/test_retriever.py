@@ -9,6 +9,7 @@ from PIL import Image
 from mrse.data import contract
 from mrse.errors import ConfigError, DataError
 from mrse.features.text import Tokenizer
+from mrse.index.embed import _taken
 from mrse.jsonfile import read_json, write_json
 from mrse.model.arrays import History, HistoryBank, action_code, age_bucket
 from mrse.model.retriever import Retriever, load_catalogue
@@ -62,6 +63,19 @@ def test_the_fingerprint_is_of_the_files(package, tmp_path):
     settings = read_json(tmp_path / "copy/config.json")
     write_json(tmp_path / "copy/config.json", settings | {"note": "changed"})
     assert Retriever.load(tmp_path / "copy").fingerprint != Retriever.load(package).fingerprint
+
+
+def test_steady_parts_are_the_same_bits_in_any_company(fresh, encoded):
+    catalogue = tiny_shop.catalogue()
+    words = [title.lower() for title in catalogue.titles]
+    items, queries = fresh.steady_item_parts(catalogue), fresh.steady_query_parts(words)
+    order = np.random.default_rng(0).permutation(len(words))
+    for rows in (order, order[:1], order[1:8], order[8:]):
+        assert np.array_equal(fresh.steady_item_parts(_taken(catalogue, rows)), items[rows])
+        assert np.array_equal(fresh.steady_query_parts([words[row] for row in rows]), queries[rows])
+    assert np.allclose(items, encoded.bank, atol=2e-3)
+    assert np.allclose(queries, fresh.query_parts(words).numpy(), atol=2e-3)
+    assert fresh.steady_query_parts([]).shape == (0, *queries.shape[1:])
 
 
 def test_vectors_are_unit_and_deterministic_whatever_the_batch(fresh, encoded, bank):
