@@ -10,19 +10,51 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError, URLError
+from urllib.parse import quote
 from urllib.request import Request, urlopen
 
 import yaml
 
 ROOT = Path(__file__).parents[2]
-FILES = ("mrse", "components", "dags", "dvc.yaml", ".dvcignore", "Makefile", "pyproject.toml", "constraints.txt")
+FILES = ("mrse", "components", "dags", "k8s", "dvc.yaml", ".dvcignore", "Makefile", "pyproject.toml", "constraints.txt")
 MINUTES = 20.0
 ENDED = {"success", "failed"}
+
+
+class Server:
+    """A server on this machine, which a test may stop and start again.
+
+    Args:
+        log: of its output.
+        port: on which it listens once it has started.
+        command: what starts it.
+        settings: of `Popen`.
+    """
+
+    def __init__(self, log: Path, port: int, command: Sequence[str | Path], **settings: Any) -> None:
+        self._log, self._port, self._command, self._settings = log, port, command, settings
+        self.process = self._begin()
+
+    def start(self) -> None:
+        """Start it again, and wait until it listens."""
+        self.process = self._begin()
+        wait(lambda: _listens(self._port))
+
+    def stop(self) -> None:
+        """End it, and all that it started, as Ctrl-C does."""
+        for sign in (signal.SIGTERM, signal.SIGKILL):
+            with suppress(ProcessLookupError, subprocess.TimeoutExpired):
+                os.killpg(self.process.pid, sign)
+                self.process.wait(30)
+
+    def _begin(self) -> subprocess.Popen[bytes]:
+        with self._log.open("ab") as out:
+            return subprocess.Popen(self._command, stdout=out, stderr=out, start_new_session=True, **self._settings)
 
 
 class Airflow:
@@ -40,7 +72,7 @@ class Airflow:
         self.log = folder / "airflow.log"
         self.check_out(params)
         self._lend_environment()
-        port, pages = _free_port(), _free_port()
+        port, pages = free_port(), free_port()
         self.address = f"http://127.0.0.1:{port}"
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("MRSE_", "MLFLOW_", "COV_"))}
         settings = {
@@ -51,7 +83,10 @@ class Airflow:
             "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{pages}",
             "AIRFLOW__API__PORT": str(port),
             "AIRFLOW__SCHEDULER__USE_JOB_SCHEDULE": "False",  # only the runs that the test asks for
-            "AIRFLOW__WORKERS__EXECUTION_API_TIMEOUT": "60",  # two cores are busy when all of it starts
+            # Two cores are busy when all of it starts.
+            "AIRFLOW__WORKERS__EXECUTION_API_TIMEOUT": "60",
+            "AIRFLOW__CORE__DAGBAG_IMPORT_TIMEOUT": "120",
+            "AIRFLOW__DAG_PROCESSOR__DAG_FILE_PROCESSOR_TIMEOUT": "150",
         }
         self.env = kept | settings | environment
         # The command line finds there what the Makefile tells the daemons.
@@ -67,12 +102,13 @@ class Airflow:
             "--artifacts-destination",
             str(folder / "kept"),
         ]
-        self._mlflow = self._start(folder / "mlflow.log", *server, *store)
-        self._make = self._start(self.log, "make", "airflow")
+        where = {"env": self.env, "cwd": self.shop}
+        self.mlflow = Server(folder / "mlflow.log", pages, [*server, *store], **where)
+        self._make = Server(self.log, port, ["make", "airflow"], **where)
         try:
             self._token = self._log_in()
-            for dag in ("mrse_daily", "mrse_rollback"):
-                wait(lambda dag=dag: self._unpaused(dag))
+            for dag in ("mrse_daily", "mrse_rollback", "mrse_experiments"):
+                self.unpause(dag)
         except BaseException:
             self.stop()
             raise
@@ -92,9 +128,13 @@ class Airflow:
         with urlopen(Request(f"{self.address}/api/v2/{path}", data, headers, method=method), timeout=60) as answer:
             return json.loads(answer.read() or b"null")
 
-    def trigger(self, run: str, conf: dict[str, Any], dag: str = "mrse_daily") -> None:
+    def unpause(self, dag: str) -> None:
+        """Wait until a DAG is loaded, and let it run."""
+        wait(lambda: self._unpaused(dag))
+
+    def trigger(self, run: str, conf: dict[str, Any], dag: str = "mrse_daily", **more: str) -> None:
         """What the button of the UI's form does: a run without a logical date."""
-        self.api("POST", f"dags/{dag}/dagRuns", {"dag_run_id": run, "logical_date": None, "conf": conf})
+        self.api("POST", f"dags/{dag}/dagRuns", {"dag_run_id": run, "logical_date": None, "conf": conf, **more})
 
     def day(self, run: str, **conf: Any) -> dict[str, str]:
         """Trigger `mrse_daily` and wait for its end; the states of its tasks."""
@@ -103,12 +143,12 @@ class Airflow:
 
     def again(self, run: str) -> dict[str, str]:
         """Clear a day, all of it, and wait for its end."""
-        self.api("POST", f"dags/mrse_daily/dagRuns/{run}/clear", {"dry_run": False, "only_failed": False})
+        self.api("POST", f"{_path(run)}/clear", {"dry_run": False, "only_failed": False})
         return self.finished(run)
 
     def finished(self, run: str, dag: str = "mrse_daily") -> dict[str, str]:
         """The states of a run's tasks, when it has ended."""
-        wait(lambda: self.api("GET", f"dags/{dag}/dagRuns/{run}")["state"] in ENDED)
+        wait(lambda: self.api("GET", _path(run, dag))["state"] in ENDED)
         return self.states(run, dag)
 
     def runs(self, dag: str = "mrse_daily") -> list[str]:
@@ -116,24 +156,35 @@ class Airflow:
 
     def conf(self, run: str, dag: str = "mrse_daily") -> Any:
         """With which parameters a run was triggered."""
-        return self.api("GET", f"dags/{dag}/dagRuns/{run}")["conf"]
+        return self.api("GET", _path(run, dag))["conf"]
 
     def states(self, run: str, dag: str = "mrse_daily") -> dict[str, str]:
-        found = self.api("GET", f"dags/{dag}/dagRuns/{run}/taskInstances")
+        found = self.api("GET", f"{_path(run, dag)}/taskInstances")
         return {task["task_id"]: task["state"] for task in found["task_instances"]}
 
-    def seconds(self, run: str, task: str) -> float:
-        """How long a task ran, its worker's start included."""
-        return float(self.api("GET", f"dags/mrse_daily/dagRuns/{run}/taskInstances/{task}")["duration"])
+    def seconds(self, run: str, task: str, dag: str = "mrse_daily") -> float:
+        """How long a task's first try ran, its worker's start included."""
+        return float(self.api("GET", f"{_path(run, dag)}/taskInstances/{task}/tries/1")["duration"])
+
+    def updates(self, dag: str) -> list[str]:
+        """The runs of a DAG that updated the asset `mrse/live-index`, in order."""
+        found = self.api("GET", f"assets/events?name_pattern=mrse/live-index&source_dag_id={dag}&order_by=timestamp")
+        return [event["source_run_id"] for event in found["asset_events"]]
 
     def result(self, run: str, task: str, dag: str = "mrse_daily") -> Any:
         """What a task handed on."""
-        path = f"dags/{dag}/dagRuns/{run}/taskInstances/{task}/xcomEntries/return_value"
-        return self.api("GET", path)["value"]
+        return self.api("GET", f"{_path(run, dag)}/taskInstances/{task}/xcomEntries/return_value")["value"]
 
     def logs(self, run: str, task: str, dag: str = "mrse_daily") -> str:
         folder = self.home / "logs" / f"dag_id={dag}" / f"run_id={run}" / f"task_id={task}"
         return "".join(path.read_text() for path in sorted(folder.glob("*.log")))
+
+    def reasons(self, run: str, task: str, dag: str = "mrse_daily") -> list[str]:
+        """Why a task failed, try by try: what `say_why` wrote into its log."""
+        lines = [json.loads(line) for line in self.logs(run, task, dag).splitlines() if line[:1] == "{"]
+        return [
+            line["event"] for line in lines if "mrse_pipeline" in line.get("logger", "") and line["level"] == "error"
+        ]
 
     def live(self) -> str:
         """What `mrse status` says: the live collection and MLflow's champion."""
@@ -159,14 +210,9 @@ class Airflow:
         raise AssertionError(f"no process runs {stage}")
 
     def stop(self) -> None:
-        """End Airflow and the MLflow server as Ctrl-C does."""
-        for process in (self._make, self._mlflow):
-            os.killpg(process.pid, signal.SIGTERM)
-        for process in (self._make, self._mlflow):
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(30)
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+        """End Airflow and the MLflow server."""
+        for server in (self._make, self.mlflow):
+            server.stop()
 
     def check_out(self, params: dict[str, Any]) -> None:
         """Make the shop's repository."""
@@ -188,12 +234,6 @@ class Airflow:
         for stamp in (".pipeline", ".airflow"):
             (self.shop / ".venv" / stamp).touch()
 
-    def _start(self, log: Path, *command: str) -> subprocess.Popen[bytes]:
-        with log.open("wb") as out:
-            return subprocess.Popen(
-                command, env=self.env, cwd=self.shop, stdout=out, stderr=out, start_new_session=True
-            )
-
     def _log_in(self) -> str:
         wait(lambda: "user and password" in self.log.read_text(errors="replace"))
         (self.user, self.password), *_ = json.loads(
@@ -205,7 +245,7 @@ class Airflow:
             return str(json.load(answer)["access_token"])
 
     def _unpaused(self, dag: str) -> bool:
-        assert self._make.poll() is None, self.log.read_text(errors="replace")[-3000:]
+        assert self._make.process.poll() is None, self.log.read_text(errors="replace")[-3000:]
         with suppress(HTTPError, URLError):  # not loaded yet
             return self.api("PATCH", f"dags/{dag}", {"is_paused": False})["is_paused"] is False
         return False
@@ -224,7 +264,16 @@ def wait(done: Callable[[], bool]) -> None:
         time.sleep(1)
 
 
-def _free_port() -> int:
+def _path(run: str, dag: str = "mrse_daily") -> str:
+    return f"dags/{dag}/dagRuns/{quote(run)}"
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as there:
+        return there.connect_ex(("127.0.0.1", port)) == 0
+
+
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.e2e.airflow import Airflow, missing, wait
+from tests.e2e.airflow import Airflow, Server, free_port, missing, wait
 
 ROOT = Path(__file__).parents[2]
 
@@ -106,17 +107,82 @@ def finished(new_workspace: Callable[[], Workspace]) -> Workspace:
     return workspace
 
 
-@pytest.fixture(scope="session")
-def airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Airflow]:
-    """Airflow after the day `first`, whose training was killed once."""
+# Enough shoppers and requests for the gate to tell a model that was trained too little from one that was not.
+BUSY = {"marketplace": {"shoppers": 400, "events_per_day": 8000}}
+TOO_LITTLE = {"train.align_steps": 40, "train.fuse_steps": 40}
+THIRD_DAY = "backfill__2026-03-17T02:00:00+00:00"
+# The daily run in pods, of which no image was named.
+IN_PODS = """
+import os
+os.environ["MRSE_RUNNER"] = "kubernetes"
+from airflow.sdk import DAG
+from mrse_pipeline import RUN_PARAMS, plan_task, stage_tasks
+with DAG("in_pods", schedule=None, params=RUN_PARAMS):
+    stage_tasks(plan_task())
+"""
+
+
+class Shop(Airflow):
+    """Airflow on a busy tiny shop, with a Milvus server and one more DAG."""
+
+    def __init__(self, folder: Path) -> None:
+        port = free_port()
+        program = [Path(sys.executable).with_name("milvus-lite"), "server", "--data-dir", folder / "milvus.db"]
+        self.milvus = Server(
+            folder / "milvus.log", port, [*program, "--host", "127.0.0.1", "--port", str(port)], cwd=folder
+        )
+        super().__init__(folder, merged(TINY, BUSY), MRSE_MILVUS_URI=f"http://127.0.0.1:{port}")
+
+    def check_out(self, params: dict[str, Any]) -> None:
+        super().check_out(params)
+        (self.shop / "dags" / "in_pods.py").write_text(IN_PODS)
+
+    def stop(self) -> None:
+        super().stop()
+        self.milvus.stop()
+
+
+@pytest.fixture(scope="package")
+def airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
     if missing():
         pytest.skip(f"not installed: {missing()}")
-    started = Airflow(tmp_path_factory.mktemp("airflow"), TINY)
+    started = Shop(tmp_path_factory.mktemp("airflow"))
     try:
-        started.trigger("first", {"end": "2026-03-15"})
-        wait(lambda: "Running stage 'train'" in started.logs("first", "train"))
-        os.kill(started.process("train"), signal.SIGKILL)
-        started.finished("first")
         yield started
     finally:
         started.stop()
+
+
+@pytest.fixture(scope="package")
+def days(airflow: Shop) -> dict[str, str]:
+    """Three days in a row: what `mrse status` said after each. Each met a fault that was mended while it ran."""
+    told = {}
+    conf = json.dumps({"end": "2026-03-15", "overrides": TOO_LITTLE})
+    airflow.command("dags", "trigger", "mrse_daily", "--run-id", "first", "--conf", conf)
+    wait(lambda: "Running stage 'train'" in airflow.logs("first", "train"))
+    os.kill(airflow.process("train"), signal.SIGKILL)
+    airflow.finished("first")
+    told["first"] = airflow.live()
+
+    airflow.milvus.stop()
+    airflow.trigger("second", {}, run_after="2026-03-16T02:00:00Z")
+    wait(lambda: bool(airflow.reasons("second", "build_index")))
+    airflow.milvus.start()
+    airflow.finished("second")
+    told["second"] = airflow.live()
+
+    remote = airflow.shop / ".mrse" / "dvc-remote"
+    remote.rename(remote.with_name("away"))
+    remote.write_text("no folder")
+    airflow.mlflow.stop()
+    airflow.command(
+        "backfill", "create", "--dag-id", "mrse_daily", "--from-date", "2026-03-17", "--to-date", "2026-03-18"
+    )
+    wait(lambda: bool(airflow.reasons(THIRD_DAY, "snapshot")))
+    remote.unlink()
+    remote.with_name("away").rename(remote)
+    wait(lambda: bool(airflow.reasons(THIRD_DAY, "train")))
+    airflow.mlflow.start()
+    airflow.finished(THIRD_DAY)
+    told[THIRD_DAY] = airflow.live()
+    return told

@@ -41,7 +41,7 @@ def test_a_day_is_triggered_by_the_form_and_its_report_opened(
     log_in(page, airflow)
     page.go(f"{airflow.address}/dags/mrse_daily")
     page.click("[data-testid=trigger-dag-button]")
-    page.type_date("#element_end", "03152026")
+    page.type_date("#element_end", "03162026")
     page.fill("[id='number-input:element_days'] input", "8")
     page.picture(tmp_path / "form.png")
     page.click("button", "Advanced Options")
@@ -49,7 +49,7 @@ def test_a_day_is_triggered_by_the_form_and_its_report_opened(
     page.click("[data-testid=trigger-dag-submit]")
 
     wait(lambda: "by_form" in airflow.runs())
-    assert airflow.conf("by_form") == {"end": "2026-03-15", "days": 8, "overrides": {}, "force_because": None}
+    assert airflow.conf("by_form") == {"end": "2026-03-16", "days": 8, "overrides": {}, "force_because": None}
     page.go(f"{airflow.address}/dags/mrse_daily/runs/by_form")
     page.click("button[value=graph]")
     assert set(airflow.finished("by_form").values()) <= {"success", "skipped"}

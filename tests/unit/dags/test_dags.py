@@ -332,3 +332,18 @@ def test_what_befell_a_pod_is_one_line(tmp_path: Path) -> None:
         "its pod ended with exit code 1",
         "KubernetesError: Pod train returned a failure.",
     ]
+
+
+UNNAMED = """
+import json
+from airflow.sdk.exceptions import AirflowFailException
+from mrse_pod import StagePod
+try:
+    StagePod(task_id="full", component="ablate", image="").execute({})
+except AirflowFailException as error:
+    print(json.dumps(str(error)))
+"""
+
+
+def test_a_pod_without_an_image_is_one_message(tmp_path: Path) -> None:
+    assert load(tmp_path, UNNAMED) == "full: Airflow's variable mrse_images has no image of ablate"
