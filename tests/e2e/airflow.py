@@ -181,7 +181,8 @@ class Airflow:
 
     def reasons(self, run: str, task: str, dag: str = "mrse_daily") -> list[str]:
         """Why a task failed, try by try: what `say_why` wrote into its log."""
-        lines = [json.loads(line) for line in self.logs(run, task, dag).splitlines() if line[:1] == "{"]
+        told = self.logs(run, task, dag).splitlines()
+        lines = [json.loads(line) for line in told if line[:1] == "{" and line[-1:] == "}"]  # not one half written
         return [
             line["event"] for line in lines if "mrse_pipeline" in line.get("logger", "") and line["level"] == "error"
         ]

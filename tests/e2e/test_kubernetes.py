@@ -143,10 +143,6 @@ class Pods(Airflow):
         assert self.reasons(run, stage), self.logs(run, stage)[-3000:]
         return self.reasons(run, stage)[-1]
 
-    def reasons(self, run: str, stage: str) -> list[str]:
-        told = r'"event":"((?:[^"\\]|\\.)*)"[^\n]*"logger":"[^"]*mrse_pipeline[^"]*"'
-        return re.findall(told, self.logs(run, stage))
-
     def costs(self, run: str) -> list[dict[str, Any]]:
         """What the stages of a run that were not skipped cost, as they told it."""
         states = self.states(run)
