@@ -369,10 +369,19 @@ class Store:
             return
         if collection is None:
             self._call("drop_alias", alias)
+        elif current is None:
+            self._make_alias(collection, alias)
         else:
-            self._call("create_alias" if current is None else "alter_alias", collection, alias)
+            self._call("alter_alias", collection, alias)
         if self.target(alias) != collection:
             raise ServiceError(f"Milvus at {self._uri}: alias {alias} is not where it was moved to ({collection})")
+
+    def _make_alias(self, collection: str, alias: str) -> None:
+        try:
+            self._call("create_alias", collection, alias)
+        except ServiceError as error:  # Milvus 2.3 keeps, and does not show, the alias of a collection that was dropped
+            say(f"{error}; moving it")
+            self._call("alter_alias", collection, alias)
 
     # Calls
 

@@ -266,7 +266,7 @@ def test_a_full_disk_is_one_error_and_the_next_run_goes_on_once_there_is_room(sh
 
 
 def _fill_and_make_room(shop, services, disk):
-    params = fake_shop.params_for(services)
+    params = fake_shop.params_for(services, build_index={"type": "FLAT", "verify": {"recall_k": [3]}})
     first, version = _publish(shop, params)
     count = 12_000
     fake_shop.open_shop(shop, [(f"i{n}", f"red dress n{n}", None, 1.0, None) for n in range(count)])

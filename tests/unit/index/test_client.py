@@ -13,7 +13,7 @@ from pymilvus.exceptions import MilvusException
 
 from mrse.config import IndexConfig, ServicesConfig
 from mrse.errors import ConfigError, DataError, IndexFailed, ServiceError
-from mrse.index.client import Stamp, check_served, exists, opened, parse_stamp
+from mrse.index.client import Stamp, Store, check_served, exists, opened, parse_stamp
 from mrse.index.lease import lease
 from mrse.jsonfile import read_handed
 from tests import fake_shop
@@ -78,6 +78,18 @@ def test_the_alias_is_made_moved_and_removed(local):
         with pytest.raises(ServiceError, match="alter_alias"):
             store.point("missing")
         assert store.target() == "mrse_v1_a"
+
+
+def test_an_alias_that_outlived_its_collection_is_moved(local, monkeypatch):
+    with opened(local) as store:
+        for name in ("mrse_v1_a", "mrse_v2_b"):
+            store.create(name, IndexConfig(type="FLAT"), STAMP)
+        store.point("mrse_v1_a")
+        with monkeypatch.context() as patch:
+            seen = iter([None, "mrse_v2_b"])  # Milvus 2.3 does not describe an alias whose collection is gone
+            patch.setattr(Store, "target", lambda *_: next(seen))
+            store.point("mrse_v2_b")
+        assert store.target() == "mrse_v2_b"
 
 
 def test_looking_makes_nothing(local, tmp_path):
