@@ -146,7 +146,7 @@ class Mrse(nn.Module):
         self.config = model
         self.experts = Experts(model, vocab_size, buckets, image_dim, image_tokens, text_encoder)
         E, H = len(self.experts.names), model.hidden
-        self.query_tower = Tower(model, E, ShopperHistory(E, H) if model.user_history else None)
+        self.query_tower = Tower(model, E, ShopperHistory(E, H, model.history_ages) if model.user_history else None)
         self.item_tower = Tower(model, E, ItemHistory(E, H) if model.item_history else None)
 
     @property
