@@ -265,6 +265,7 @@ class ModelConfig(Section):
     # history_length + long_history: more than that changes nothing, and at its history_length nothing of the long part,
     # which is older, is read.
     history_length: Positive = 30
+    history_ages: bool = True  # whether how long ago something was counts in a shopper's history
     item_history: bool = True
     preferences: bool = True
     images: bool = True
@@ -579,6 +580,7 @@ ABLATIONS: dict[str, dict[str, dict[str, Any]]] = {
         "history_5": {"model.history_length": 5},
         "history_10": {"model.history_length": 10},
         "no_long_history": {"model.history_length": 20},  # build_profiles.history_length
+        "no_history_ages": {"model.history_ages": False},
         "no_item_history": {"model.item_history": False},
         "no_preferences": {"model.preferences": False},
         "no_images": {"model.images": False},
@@ -593,6 +595,8 @@ ABLATIONS: dict[str, dict[str, dict[str, Any]]] = {
         "mnsce_only": {"loss.beta": 0.0},
         "hnst_only": {"loss.alpha": 0.0, "loss.beta": 1.0},
         "no_logq": {"loss.logq": False},
+        "alpha_0.5": {"loss.alpha": 0.5},
+        "alpha_2": {"loss.alpha": 2.0},
         "beta_0.25": {"loss.beta": 0.25},
         "beta_1": {"loss.beta": 1.0},
         "beta_2": {"loss.beta": 2.0},
@@ -602,6 +606,7 @@ ABLATIONS: dict[str, dict[str, dict[str, Any]]] = {
     "negatives": {
         "hard_1": {"loss.hard_negatives": 1},
         "hard_4": {"loss.hard_negatives": 4},
+        "easy_first": {"loss.hard_share.start": 0.0},
         "catalogue_0": {"loss.catalogue_negatives": 0},
         "catalogue_128": {"loss.catalogue_negatives": 128},
         "catalogue_2048": {"loss.catalogue_negatives": 2048},

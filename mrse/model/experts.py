@@ -1,8 +1,8 @@
 """The three light experts (LMoE, arXiv 2408.14968, section "Multi-modality extraction"), shared by both towers.
 
 Shapes: B texts, L word pieces, T image tokens, V image feature size, S = T + L, P real (unpadded) tokens of a batch,
-W words, U distinct words, G n-grams of a word, R distinct n-grams, A attention heads, E experts, H hidden size. A tower
-is 0 (query) or 1 (item).
+W words, U distinct words, G n-grams of a word, R distinct n-grams, A attention heads, E experts, H hidden size, I items
+of a batch. A tower is 0 (query) or 1 (item); the rows of a batch are queries first, then items.
 """
 
 from __future__ import annotations
@@ -166,10 +166,10 @@ class Pieces(nn.Module):
         self.place = _embedding(length, hidden, scale=0.1)
         self.tower = _embedding(TOWERS, hidden, scale=0.1)
 
-    def forward(self, tokens_BL: Tensor, tower: int) -> Tensor:
+    def forward(self, tokens_BL: Tensor, tower_B: Tensor) -> Tensor:
         """`(B, L)` to `(B, L, H)`."""
         L = tokens_BL.shape[1]
-        x_BLH: Tensor = self.token(tokens_BL) + self.place.weight[:L] + self.tower.weight[tower]
+        x_BLH: Tensor = self.token(tokens_BL) + self.place.weight[:L] + self.tower(tower_B)[:, None]
         return x_BLH
 
 
@@ -191,11 +191,17 @@ class LightBert(nn.Module):
         """The parameters of a given encoder."""
         yield from self.encoder.parameters() if hasattr(self, "encoder") else ()
 
-    def forward(self, texts: Texts, tower: int) -> Tensor:
-        """A batch of texts to `(B, H)`."""
+    def forward(self, texts: Texts, queries: int) -> Tensor:
+        """A batch of texts, `queries` of them first, to `(B, H)`."""
         if not hasattr(self, "encoder"):
-            pooled_BH: Tensor = self.layers(self.pieces(texts.tokens_BL, tower), texts.inside_BL)
+            pieces_BLH = self.pieces(texts.tokens_BL, tower_of(texts, queries))
+            pooled_BH: Tensor = self.layers(pieces_BLH, texts.inside_BL)
             return pooled_BH
+        # The given encoder works on padding too: queries are not made as long as titles.
+        sides = [(0, queries), (queries, len(texts))]
+        return torch.cat([self._by_given(texts.rows(start, stop)) for start, stop in sides if stop > start])
+
+    def _by_given(self, texts: Texts) -> Tensor:
         state_BLH = self.encoder(input_ids=texts.tokens_BL, attention_mask=texts.inside_BL.long()).last_hidden_state
         inside_BL1 = texts.inside_BL[:, :, None]
         out_BH: Tensor = self.out((state_BLH * inside_BL1).sum(dim=1) / inside_BL1.sum(dim=1))
@@ -232,26 +238,29 @@ class VBert(nn.Module):
             self.image_mean_V.copy_(flat.mean(dim=0))
             self.image_std_V.copy_(flat.std(dim=0, correction=0).clamp(min=1e-3))
 
-    def forward(self, texts: Texts, tower: int, images_BTV: Tensor | None, pictured_B: Tensor | None) -> Tensor:
+    def forward(self, texts: Texts, queries: int, images_ITV: Tensor | None, pictured_I: Tensor | None) -> Tensor:
         """Texts and pictures to `(B, H)`.
 
         Args:
-            texts: the texts.
-            tower: whose stand-in takes the place of a missing picture.
-            images_BTV: features of the frozen encoder; None when nothing in the batch has a picture.
-            pictured_B: which rows have one; the others' features are ignored.
+            texts: of queries, then of items.
+            queries: how many they are. A tower's own stand-in takes the place of a missing picture.
+            images_ITV: the items' features of the frozen encoder; None when nothing in the batch has a picture.
+            pictured_I: which items have one; the others' features are ignored.
         """
-        text_BLH = self.pieces(texts.tokens_BL, tower)
-        stand_in_B1H = self.stand_in.weight[tower].expand(texts.tokens_BL.shape[0], 1, -1)
-        if images_BTV is None or pictured_B is None:
+        tower_B = tower_of(texts, queries)
+        text_BLH = self.pieces(texts.tokens_BL, tower_B)
+        stand_in_B1H = self.stand_in(tower_B)[:, None]
+        if images_ITV is None or pictured_I is None:
             inside_BS = F.pad(texts.inside_BL, (1, 0), value=True)
             pooled_BH: Tensor = self.layers(torch.cat([stand_in_B1H, text_BLH], dim=1), inside_BS)
             return pooled_BH
-        even_BTV = ((images_BTV - self.image_mean_V) / self.image_std_V).clamp(-_FAR, _FAR)
-        image_BTH = self.adaptor(even_BTV) + self.place.weight
-        image_BTH = torch.where(pictured_B[:, None, None], image_BTH, stand_in_B1H)
+        even_ITV = ((images_ITV - self.image_mean_V) / self.image_std_V).clamp(-_FAR, _FAR)
+        image_ITH = self.adaptor(even_ITV) + self.place.weight
+        image_BTH = torch.where(pictured_I[:, None, None], image_ITH, stand_in_B1H[queries:])
+        if queries:
+            image_BTH = torch.cat([stand_in_B1H[:queries].expand(-1, self.image_tokens, -1), image_BTH])
         # One stand-in token is enough: the other places of a missing picture are padding.
-        shown_BT = pictured_B[:, None].repeat(1, self.image_tokens)
+        shown_BT = F.pad(pictured_I, (queries, 0))[:, None].repeat(1, self.image_tokens)
         shown_BT[:, 0] = True
         inside_BS = torch.cat([shown_BT, texts.inside_BL], dim=1)
         pooled_BH = self.layers(torch.cat([image_BTH.to(text_BLH.dtype), text_BLH], dim=1), inside_BS)
@@ -340,30 +349,36 @@ class Experts(nn.Module):
     def forward(
         self,
         texts: Texts,
-        tower: int,
-        images_BTV: Tensor | None = None,
-        pictured_B: Tensor | None = None,
+        queries: int,
+        images_ITV: Tensor | None = None,
+        pictured_I: Tensor | None = None,
         vbert_texts: Texts | None = None,
     ) -> Tensor:
         """Outputs of all experts, L2-normalised, `(B, E, H)`.
 
         Args:
-            texts: for every expert.
-            tower: `QUERY` or `ITEM`.
-            images_BTV, pictured_B: see `VBert.forward`.
+            texts: of queries, then of items, for every expert.
+            queries: how many they are.
+            images_ITV, pictured_I: see `VBert.forward`.
             vbert_texts: what VBert reads in place of `texts` (modality dropout).
         """
         outs = []
         for name, expert in self.each.items():
             if name == "vbert":
-                outs.append(expert(texts if vbert_texts is None else vbert_texts, tower, images_BTV, pictured_B))
+                outs.append(expert(texts if vbert_texts is None else vbert_texts, queries, images_ITV, pictured_I))
             elif name == "ftatt":
                 outs.append(expert(texts))
             else:
-                outs.append(expert(texts, tower))
+                outs.append(expert(texts, queries))
         out_BEH = torch.stack([out.float() for out in outs], dim=1)
-        out_BEH = out_BEH + torch.einsum("beh,ehk->bek", out_BEH, self.tower_TEHH[tower])
-        return F.normalize(out_BEH, dim=2)
+        sides = zip((out_BEH[:queries], out_BEH[queries:]), self.tower_TEHH, strict=True)
+        moved_BEH = torch.cat([torch.einsum("beh,ehk->bek", side, own_EHH) for side, own_EHH in sides if len(side)])
+        return F.normalize(out_BEH + moved_BEH, dim=2)
+
+
+def tower_of(texts: Texts, queries: int) -> Tensor:
+    """Each row's tower, `(B,)`, where the first `queries` rows are queries."""
+    return (torch.arange(len(texts), device=texts.tokens_BL.device) >= queries).long()
 
 
 def _embedding(rows: int, hidden: int, scale: float = 1.0) -> nn.Embedding:

@@ -70,10 +70,17 @@ class TargetAttention(nn.Module):
         score_BME = score_BME.masked_fill(~known_BM[:, :, None], float("-inf"))
         nothing_B1E = self.nothing_logit_E.expand(target_BEH.shape[0], 1, -1)
         share_BME = torch.cat([score_BME, nothing_B1E], dim=1).softmax(dim=1)
-        share_BEME = share_BME[:, :-1].transpose(1, 2)[:, :, :, None] * own_E1E
-        with _without_autocast(memory_BXH.device.type):
-            summary_BEH = share_BEME.reshape(B, E, M * E) @ memory_BXH
-        return summary_BEH + share_BME[:, -1, :, None] * self.nothing_EH
+        return _summed(share_BME[:, :-1], memory_BMEH) + share_BME[:, -1, :, None] * self.nothing_EH
+
+
+def _summed(share_BME: Tensor, memory_BMEH: Tensor) -> Tensor:
+    """For each expert the sum of its memory by its shares, `(B, E, H)`; see `TargetAttention.forward`."""
+    B, M, E, H = memory_BMEH.shape
+    own_E1E = torch.eye(E, dtype=memory_BMEH.dtype, device=memory_BMEH.device)[:, None]
+    share_BEME = share_BME.transpose(1, 2)[:, :, :, None] * own_E1E
+    with _without_autocast(memory_BMEH.device.type):
+        summed_BEH: Tensor = share_BEME.reshape(B, E, M * E) @ memory_BMEH.reshape(B, M * E, H)
+    return summed_BEH
 
 
 def _without_autocast(device_type: str) -> AbstractContextManager[object]:
@@ -105,7 +112,7 @@ class Taste(nn.Module):
         score_BME = bias_BME.masked_fill(~known_BM[:, :, None], float("-inf"))
         usual_B1E = self.usual_logit_E.expand(known_BM.shape[0], 1, -1)
         share_BME = torch.cat([score_BME, usual_B1E], dim=1).softmax(dim=1)[:, :-1]
-        mean_BEH = torch.einsum("bme,bmeh->beh", share_BME, memory_BMEH - self.usual_EH)
+        mean_BEH = _summed(share_BME, memory_BMEH) - share_BME.sum(dim=1)[:, :, None] * self.usual_EH
         return (mean_BEH.flatten(1) @ self.metric_WW).view_as(mean_BEH)
 
 
@@ -116,7 +123,8 @@ class ShopperHistory(nn.Module):
     to the past.
     """
 
-    def __init__(self, experts: int, hidden: int) -> None:
+    def __init__(self, experts: int, hidden: int, ages: bool = True) -> None:
+        """Args: ages: whether ages count; otherwise their biases stay at zero."""
         super().__init__()
         self.attention = TargetAttention(experts, hidden)
         self.taste = Taste(experts, hidden)
@@ -127,6 +135,7 @@ class ShopperHistory(nn.Module):
         for layer in (self.action, self.age, self.trust):
             nn.init.zeros_(layer.weight)
         nn.init.zeros_(self.trust.bias)
+        self.age.requires_grad_(ages)
 
     def forward(self, query_BEH: Tensor, memory: Memory) -> Tensor:
         """`(B, E, H)`."""

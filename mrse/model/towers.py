@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from mrse.config import ModelConfig
 from mrse.model.dropout import Dropout
-from mrse.model.experts import ITEM, QUERY, Block, Experts, FtAtt, VBert
+from mrse.model.experts import Block, Experts, FtAtt, VBert
 from mrse.model.history import ItemHistory, Memory, ShopperHistory
 from mrse.model.inputs import Texts, TextTable
 
@@ -146,7 +146,7 @@ class Mrse(nn.Module):
         self.config = model
         self.experts = Experts(model, vocab_size, buckets, image_dim, image_tokens, text_encoder)
         E, H = len(self.experts.names), model.hidden
-        self.query_tower = Tower(model, E, ShopperHistory(E, H) if model.user_history else None)
+        self.query_tower = Tower(model, E, ShopperHistory(E, H, model.history_ages) if model.user_history else None)
         self.item_tower = Tower(model, E, ItemHistory(E, H) if model.item_history else None)
 
     @property
@@ -176,24 +176,28 @@ class Mrse(nn.Module):
 
     def encode_texts(self, texts: Texts) -> Tensor:
         """The query part: expert outputs of queries, `(B, E, H)`. A query has no picture."""
-        out_BEH: Tensor = self.experts(texts.to(self.device), QUERY)
-        return out_BEH
+        return self.encode(texts, len(texts), None, None)
 
-    def encode_items(
+    def encode_items(self, texts: Texts, images_BTV: Tensor | None, pictured_B: Tensor | None) -> Tensor:
+        """Expert outputs of items, `(B, E, H)`; see `Experts.forward`."""
+        return self.encode(texts, 0, images_BTV, pictured_B)
+
+    def encode(
         self,
         texts: Texts,
-        images_BTV: Tensor | None,
-        pictured_B: Tensor | None,
+        queries: int,
+        images_ITV: Tensor | None,
+        pictured_I: Tensor | None,
         vbert_texts: Texts | None = None,
     ) -> Tensor:
-        """Expert outputs of items, `(B, E, H)`; see `Experts.forward`."""
+        """Expert outputs of queries, then items, in one pass, `(B, E, H)`; see `Experts.forward`."""
         if not self.config.images:
-            images_BTV = pictured_B = None
+            images_ITV = pictured_I = None
         out_BEH: Tensor = self.experts(
             texts.to(self.device),
-            ITEM,
-            None if images_BTV is None else images_BTV.to(self.device, non_blocking=True),
-            None if pictured_B is None else pictured_B.to(self.device, non_blocking=True),
+            queries,
+            None if images_ITV is None else images_ITV.to(self.device, non_blocking=True),
+            None if pictured_I is None else pictured_I.to(self.device, non_blocking=True),
             None if vbert_texts is None else vbert_texts.to(self.device),
         )
         return out_BEH

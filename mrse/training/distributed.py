@@ -13,12 +13,14 @@ Shapes: W processes, B rows of a batch, S rows of one process, E experts, H hidd
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
 import signal
 import sys
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -117,14 +119,38 @@ class World:
             self._sum_sparse(table)
 
     def from_first(self, make: Callable[[], T]) -> T:
-        """What the first process makes, handed to all; it must pickle."""
+        """What the first process makes, handed to all as JSON: nothing is unpickled."""
         if self.size == 1:
             return make()
-        held = [make() if self.first else None]
+        made = json.dumps(make()).encode() if self.first else b""
+        size = torch.tensor([len(made)])
         with _meeting():
-            dist.broadcast_object_list(held)
-        made: Any = held[0]
-        return made  # type: ignore[no-any-return]
+            dist.broadcast(size, src=0)
+        text = torch.tensor(list(made), dtype=torch.uint8) if self.first else torch.empty(int(size), dtype=torch.uint8)
+        with _meeting():
+            dist.broadcast(text, src=0)
+        handed: T = json.loads(text.numpy().tobytes())
+        return handed
+
+    def tensors_from_first(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The first process's tensors, on the CPU, handed to all; the others' are ignored."""
+        if self.size == 1:
+            return dict(tensors)
+        names, dtypes, shapes = self.from_first(
+            lambda: (
+                list(tensors),
+                [str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()],
+                [list(tensor.shape) for tensor in tensors.values()],
+            )
+        )
+        handed = {
+            name: tensors[name] if self.first else torch.empty(shape, dtype=getattr(torch, dtype))
+            for name, dtype, shape in zip(names, dtypes, shapes, strict=True)
+        }
+        with _meeting():
+            for tensor in handed.values():
+                dist.broadcast(tensor, src=0)
+        return handed
 
     def copy_weights(self, model: nn.Module) -> None:
         """Give all processes the first one's weights: the same seed need not give the same bits on another CPU."""
@@ -142,10 +168,9 @@ class World:
         """
         if self.size == 1:
             return
-        held: list[str | None] = [None] * self.size
-        with _meeting():
-            dist.all_gather_object(held, value)
-        others = [str(rank) for rank, other in enumerate(held) if other != held[0]]
+        digest = torch.tensor(list(hashlib.sha256(value.encode()).digest()), dtype=torch.uint8)
+        held_WX = self.gather(digest[None])
+        others = [str(rank) for rank, other_X in enumerate(held_WX) if not torch.equal(other_X, held_WX[0])]
         if others:
             raise DataError(
                 f"{what} differ between process 0 and process {', '.join(others)}; "

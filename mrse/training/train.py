@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -190,9 +191,12 @@ class Run:
 
     def resume(self) -> None:
         """Go on from the first process's last checkpoint, if there is one, with however many processes it was made."""
-        found = self.world.from_first(lambda: None if self._folder is None else checkpoint.load(self._folder))
-        if found is None:
+        own = checkpoint.load(self._folder) if self._folder is not None and self.world.first else None
+        told: Any = self.world.from_first(lambda: None if own is None else {"step": own.step, "notes": own.notes})
+        if told is None:
             return
+        tensors = self.world.tensors_from_first({} if own is None else own.tensors)
+        found = Checkpoint(told["step"], tensors, told["notes"])
         if _shapes(found.part("model/")) != _shapes(self.model.state_dict()):
             say(f"train: the checkpoint in {self._folder} is of another model; starting anew")
             return
@@ -245,12 +249,11 @@ class Run:
 
     def _evaluate(self, done: int) -> None:
         banks = self._fresh(done)
-        scores = self.world.from_first(lambda: evaluate(self.steps, banks, self.config.valid_k))
-        row = scores.flat()
+        row = self.world.from_first(lambda: evaluate(self.steps, banks, self.config.valid_k).flat())
         self.valid.append((done, row))
         say(f"train: step {done}: " + ", ".join(f"{name} {value:.4f}" for name, value in row.items()))
-        if scores.recall is not None and scores.recall > self._best_recall:
-            self._best_recall, self._best_step = scores.recall, done
+        if row.get("recall", -1.0) > self._best_recall:
+            self._best_recall, self._best_step = row["recall"], done
             self._best = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
 
     def _read(self) -> None:

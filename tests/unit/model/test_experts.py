@@ -5,7 +5,7 @@ import torch
 from mrse.config import ExpertsConfig, ModelConfig
 from mrse.features.subword import SubwordHasher
 from mrse.features.text import Tokenizer
-from mrse.model.experts import ITEM, QUERY, Experts, FtAtt, LightTransformer, Packing
+from mrse.model.experts import Experts, FtAtt, LightTransformer, Packing
 from mrse.model.inputs import TextTable, concatenated
 
 TEXTS = ["red shirt", "a blue cotton shirt with long sleeves for men", "", "reds", "!!!"]
@@ -34,17 +34,21 @@ def rows(*places):
     return np.array(places, dtype=np.int64)
 
 
+def as_queries(experts, texts):
+    return experts(texts, len(texts))
+
+
 def test_a_text_is_the_same_alone_and_in_any_batch(experts, table):
     """Padding, neighbours and the batch's word list leave no trace."""
-    together = experts(table.batch(rows(0, 1, 2, 3, 4)), QUERY)
+    together = as_queries(experts, table.batch(rows(0, 1, 2, 3, 4)))
     for place in range(5):
-        alone = experts(table.batch(rows(place)), QUERY)
+        alone = as_queries(experts, table.batch(rows(place)))
         assert torch.allclose(alone[0], together[place], atol=1e-5), TEXTS[place]
 
 
 def test_texts_joined_from_two_batches_are_the_same(experts, table):
     joined = concatenated(table.batch(rows(1, 3)), table.batch(rows(0, 2, 1)))
-    assert torch.allclose(experts(joined, QUERY), experts(table.batch(rows(1, 3, 0, 2, 1)), QUERY), atol=1e-5)
+    assert torch.allclose(as_queries(experts, joined), as_queries(experts, table.batch(rows(1, 3, 0, 2, 1))), atol=1e-5)
 
 
 def test_words_can_be_wider_than_the_transformers(tokenizer, table):
@@ -52,16 +56,16 @@ def test_words_can_be_wider_than_the_transformers(tokenizer, table):
     built = Experts(narrow, tokenizer.vocab_size, 500, image_dim=6, image_tokens=2).eval()
     assert built.each["ftatt"].grams.weight.shape[1] == 24
     assert {built.each[name].pieces.token.weight.shape[1] for name in ("vbert", "light_bert")} == {8}
-    assert built(table.batch(rows(0, 1, 2)), QUERY).shape == (3, 3, 24)
+    assert as_queries(built, table.batch(rows(0, 1, 2))).shape == (3, 3, 24)
     layers = built.each["light_bert"].layers
     wide, layers.out = layers.out, torch.nn.Identity()
-    inner = built.each["light_bert"](table.batch(rows(0, 1, 3)), QUERY)
+    inner = built.each["light_bert"](table.batch(rows(0, 1, 3)), 3)
     # The projection starts orthogonal: texts keep their angles.
     assert torch.allclose(wide(inner) @ wide(inner).T, inner @ inner.T, atol=1e-4)
 
 
 def test_outputs_are_unit_vectors_and_finite_even_for_empty_texts(experts, table):
-    out = experts(table.batch(rows(0, 1, 2, 3, 4)), ITEM)
+    out = experts(table.batch(rows(0, 1, 2, 3, 4)), 0)
     norms = out.norm(dim=2)
     assert out.shape == (5, 3, 16)
     assert torch.isfinite(out).all()
@@ -74,8 +78,8 @@ def test_outputs_are_unit_vectors_and_finite_even_for_empty_texts(experts, table
 
 def test_only_vbert_reads_pictures(experts, table):
     texts = table.batch(rows(0, 1))
-    shown = experts(texts, ITEM, torch.randn(2, 2, 6), torch.tensor([True, True]))
-    plain = experts(texts, ITEM)
+    shown = experts(texts, 0, torch.randn(2, 2, 6), torch.tensor([True, True]))
+    plain = experts(texts, 0)
     changed = (shown - plain).abs().amax(dim=(0, 2)) > 1e-4
     assert dict(zip(experts.names, changed.tolist(), strict=True)) == {
         "vbert": True,
@@ -87,10 +91,19 @@ def test_only_vbert_reads_pictures(experts, table):
 def test_a_missing_picture_is_the_stand_in_whatever_its_features_hold(experts, table):
     texts = table.batch(rows(0, 1))
     features = torch.randn(2, 2, 6)
-    mixed = experts(texts, ITEM, features, torch.tensor([True, False]))
-    assert torch.allclose(mixed[1], experts(texts, ITEM)[1], atol=1e-5)
+    mixed = experts(texts, 0, features, torch.tensor([True, False]))
+    assert torch.allclose(mixed[1], experts(texts, 0)[1], atol=1e-5)
     features[1] += 3.0
-    assert torch.equal(mixed[1], experts(texts, ITEM, features, torch.tensor([True, False]))[1])
+    assert torch.equal(mixed[1], experts(texts, 0, features, torch.tensor([True, False]))[1])
+
+
+@pytest.mark.parametrize("pictured", [None, (True, False, True), (False, False, True)])
+def test_queries_and_items_in_one_pass_are_what_they_are_apart(experts, table, pictured):
+    queries, items = table.batch(rows(0, 3)), table.batch(rows(1, 2, 4))
+    pictures = () if pictured is None else (torch.randn(3, 2, 6), torch.tensor(pictured))
+    apart = torch.cat([as_queries(experts, queries), experts(items, 0, *pictures)])
+    assert torch.allclose(experts(concatenated(queries, items), 2, *pictures), apart, atol=1e-5)
+    assert not torch.allclose(experts(concatenated(queries, items), 1), experts(concatenated(queries, items), 2))
 
 
 def test_packed_layers_are_the_padded_ones():
@@ -141,8 +154,8 @@ def test_with_and_without_gradients_the_experts_say_the_same(experts, table):
     """Training spells attention and n-gram sums out for its gradients; inference takes fused kernels."""
     texts = table.batch(rows(0, 1, 2, 3, 4))
     with torch.no_grad():
-        fused = experts(texts, QUERY)
-    assert torch.allclose(fused, experts(texts, QUERY), atol=1e-5)
+        fused = as_queries(experts, texts)
+    assert torch.allclose(fused, as_queries(experts, texts), atol=1e-5)
 
 
 def test_ftatt_is_attention_over_sums_of_ngrams(table):
@@ -198,7 +211,7 @@ def test_any_experts_can_be_off(tokenizer, table, on):
     switches = ExpertsConfig(**{name: name in on for name in ("vbert", "ftatt", "light_bert")})
     experts = Experts(SMALL.model_copy(update={"experts": switches}), tokenizer.vocab_size, 500, 6, 2)
     assert experts.names == on
-    assert experts(table.batch(rows(0, 1)), QUERY).shape == (2, len(on), 16)
+    assert as_queries(experts, table.batch(rows(0, 1))).shape == (2, len(on), 16)
 
 
 def test_towers_start_in_one_space_and_may_part(tokenizer, table):
@@ -207,9 +220,9 @@ def test_towers_start_in_one_space_and_may_part(tokenizer, table):
     experts = Experts(SMALL, tokenizer.vocab_size, 500, 6, 2).eval()
     ftatt = experts.names.index("ftatt")
     texts = table.batch(rows(0, 1))
-    assert torch.equal(experts(texts, QUERY)[:, ftatt], experts(texts, ITEM)[:, ftatt])
+    assert torch.equal(as_queries(experts, texts)[:, ftatt], experts(texts, 0)[:, ftatt])
     torch.nn.init.normal_(experts.tower_TEHH, std=0.1)
-    assert not torch.allclose(experts(texts, QUERY)[:, ftatt], experts(texts, ITEM)[:, ftatt])
+    assert not torch.allclose(as_queries(experts, texts)[:, ftatt], experts(texts, 0)[:, ftatt])
 
 
 def test_batches_are_cut_to_their_longest_text(table):

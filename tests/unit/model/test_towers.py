@@ -115,6 +115,15 @@ def test_actions_and_ages_count(half):
     assert not torch.allclose(outs[0], outs[1]) and not torch.allclose(outs[0], outs[2])
 
 
+def test_without_ages_no_age_is_ever_learned():
+    history = ShopperHistory(E, H, ages=False)
+    history.taste.metric_WW.copy_(torch.eye(E * H))
+    memory, known, codes = unit(1, 2, E, H, seed=1), torch.ones(1, 2, dtype=torch.bool), torch.tensor([[1, 2]])
+    history(unit(1, E, H), Memory(memory, known, action_BM=codes, age_BM=codes)).square().sum().backward()
+    assert history.age.weight.grad is None and not history.age.weight.any()
+    assert history.action.weight.grad.any()
+
+
 def test_the_query_says_how_much_of_the_past_is_added():
     history = ShopperHistory(E, H)
     history.taste.metric_WW.copy_(torch.eye(E * H))
