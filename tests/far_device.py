@@ -52,6 +52,13 @@ class _Factories(TorchDispatchMode):
         return _computed(func, args, kwargs or {})
 
 
+class _Generator(torch.Generator):
+    """Of the CPU, whatever the device. A class, since torch's own annotations name it."""
+
+    def __new__(cls, *_: Any) -> _Generator:
+        return super().__new__(cls)
+
+
 class _Module(backend_registration._DummyBackendModule):
     _initialized = True
     bits = torch.Generator().get_state()
@@ -87,8 +94,7 @@ _MODULE = _Module()
 def far_away() -> Iterator[torch.device]:
     """The device, which exists inside."""
     backend_registration._setup_privateuseone_for_python_backend(_NAME, _MODULE)
-    generator = torch.Generator
-    bits = mock.patch("torch.Generator", lambda *_: generator())
+    bits = mock.patch("torch.Generator", _Generator)
     grads = mock.patch("torch.inference_mode", torch.no_grad)  # whose tensors know no subclass
     with _Factories(), bits, grads:
         yield torch.device(_NAME, 0)

@@ -198,7 +198,7 @@ class LightBert(nn.Module):
             pooled_BH: Tensor = self.layers(pieces_BLH, texts.inside_BL)
             return pooled_BH
         # The given encoder works on padding too: queries are not made as long as titles.
-        sides = [(0, queries), (queries, len(texts))]
+        sides = [(0, queries), (queries, texts.tokens_BL.shape[0])]
         return torch.cat([self._by_given(texts.rows(start, stop)) for start, stop in sides if stop > start])
 
     def _by_given(self, texts: Texts) -> Tensor:
@@ -372,13 +372,14 @@ class Experts(nn.Module):
                 outs.append(expert(texts, queries))
         out_BEH = torch.stack([out.float() for out in outs], dim=1)
         sides = zip((out_BEH[:queries], out_BEH[queries:]), self.tower_TEHH, strict=True)
-        moved_BEH = torch.cat([torch.einsum("beh,ehk->bek", side, own_EHH) for side, own_EHH in sides if len(side)])
+        moved_BEH = torch.cat([torch.einsum("beh,ehk->bek", side, own_EHH) for side, own_EHH in sides if side.shape[0]])
         return F.normalize(out_BEH + moved_BEH, dim=2)
 
 
 def tower_of(texts: Texts, queries: int) -> Tensor:
     """Each row's tower, `(B,)`, where the first `queries` rows are queries."""
-    return (torch.arange(len(texts), device=texts.tokens_BL.device) >= queries).long()
+    rows = texts.tokens_BL.shape[0]
+    return (torch.arange(rows, device=texts.tokens_BL.device) >= queries).long()
 
 
 def _embedding(rows: int, hidden: int, scale: float = 1.0) -> nn.Embedding:

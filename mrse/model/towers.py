@@ -176,7 +176,8 @@ class Mrse(nn.Module):
 
     def encode_texts(self, texts: Texts) -> Tensor:
         """The query part: expert outputs of queries, `(B, E, H)`. A query has no picture."""
-        return self.encode(texts, len(texts), None, None)
+        # The shape, since len() would fix the number in an exported graph.
+        return self.encode(texts, texts.tokens_BL.shape[0], None, None)
 
     def encode_items(self, texts: Texts, images_BTV: Tensor | None, pictured_B: Tensor | None) -> Tensor:
         """Expert outputs of items, `(B, E, H)`; see `Experts.forward`."""
