@@ -51,11 +51,11 @@ def same_bert(tokenizer: Path, config: ModelConfig, folder: Path) -> Path:
     return folder
 
 
-def sentence_transformer(source: Path, length: int) -> SentenceTransformer:
+def sentence_transformer(source: Path, length: int, device: str = "cpu") -> SentenceTransformer:
     """A Hugging Face encoder with mean pooling; at most `length` pieces of a text are read."""
     transformer = Transformer(str(source), max_seq_length=length)
     pooling = Pooling(transformer.get_embedding_dimension())
-    return SentenceTransformer(modules=[transformer, pooling], device="cpu")
+    return SentenceTransformer(modules=[transformer, pooling], device=device)
 
 
 def trainer(
@@ -87,7 +87,7 @@ def trainer(
         warmup_steps=steps // 20,
         batch_sampler=BatchSamplers.NO_DUPLICATES if no_duplicates else BatchSamplers.BATCH_SAMPLER,
         seed=seed,
-        use_cpu=True,
+        use_cpu=model.device.type == "cpu",
         bf16=bfloat16,
         save_strategy="no",
         logging_strategy="no",

@@ -1,7 +1,8 @@
 """What training costs beside sentence-transformers' trainer, where a step's time goes, what memory a large shop takes.
 
     python -m benchmarks.training                            # examples per second, the peer's and ours, taking turns
-    python -m benchmarks.training --profile                  # the share of a step that is data loading
+    python -m benchmarks.training --compile                  # the same, our transformer layers compiled
+    python -m benchmarks.training --profile                  # the share of a step that is data loading, of the GPU's
     python -m benchmarks.training --memory --items 1000000   # peak memory of a whole training, in a process of its own
 
 All on made-up titles and, for the full model, made-up image features in a memory-mapped file, 5 tokens of 128 + 125
@@ -58,6 +59,7 @@ from mrse.training.train import train
 _WORDS, _TITLE_WORDS, _QUERIES, _EXAMPLES, _HISTORY, _REQUESTS = 3000, 8, 3000, 20_000, 30, 200
 _ASOF, _WHEN = datetime(2026, 3, 5, tzinfo=UTC), datetime(2026, 3, 6, tzinfo=UTC)
 _WARM = 3
+_LONGEST = 8
 _TEXT_ONLY: dict[str, Any] = {
     "experts": {"vbert": False, "ftatt": False},
     "images": False,
@@ -104,6 +106,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--precision", choices=["float32", "bfloat16"], nargs="*", default=["bfloat16", "float32"])
+    parser.add_argument("--compile", action="store_true", help="compile the transformer layers of ours (train.compile)")
     parser.add_argument("--profile", action="store_true", help="where the time of our steps goes")
     parser.add_argument("--memory", action="store_true", help="peak memory of a small run over --items")
     parser.add_argument("--work", type=Path, help="where the made-up shop is written; else a temporary folder")
@@ -119,23 +122,29 @@ def main() -> None:
         if arguments.memory:
             found = memory(folder, arguments.items)
         elif arguments.profile:
-            found = {kind: shares(Ours(folder, kind, "auto"), arguments.steps) for kind in ("text_only", "full")}
+            steps, compiled = arguments.steps, arguments.compile
+            found = {kind: shares(Ours(folder, kind, "auto", compiled), steps) for kind in ("text_only", "full")}
         else:
-            found = {p: throughput(folder, p, arguments.steps, arguments.rounds) for p in arguments.precision}
+            found = {
+                precision: throughput(folder, precision, arguments.steps, arguments.rounds, arguments.compile)
+                for precision in arguments.precision
+            }
         print(json.dumps({"items": arguments.items, "threads": arguments.threads} | found, indent=2))
 
 
 class Ours:
     """Steps of one of our models over the made-up shop."""
 
-    def __init__(self, folder: Path, kind: str, precision: str) -> None:
+    def __init__(self, folder: Path, kind: str, precision: str, compiled: bool = False) -> None:
         model = _TEXT_ONLY if kind == "text_only" else {}
-        self.config = TrainConfig.model_validate({"model": model, "precision": precision})
+        self.config = TrainConfig.model_validate({"model": model, "precision": precision, "compile": compiled})
         torch.manual_seed(0)
         retriever = Retriever.create(self.config.model, folder / "features")
         self.device = pick("auto")
         shop = _load(folder, self.config, retriever)
         retriever.model.fit_shop(shop.item_texts, shop.pictures.sample(1000))
+        if compiled:
+            retriever.model.compile_layers()
         self._steps = Steps(self.config, retriever.to(self.device), shop)
         self._optimisers = Optimisers(self.config, retriever.model)
         self._banks = self._steps.refresh()
@@ -178,7 +187,7 @@ class Peer:
         config = TrainConfig()
         torch.manual_seed(0)
         bert = peer.same_bert(folder / "features/tokenizer.json", config.model, folder / "bert")
-        model = peer.sentence_transformer(bert, config.model.title_length)
+        model = peer.sentence_transformer(bert, config.model.title_length, pick("auto").type)
         examples = pq.read_table(folder / "profiles/examples.parquet", columns=["query", "item_id"])
         items = pq.read_table(folder / "clean/items.parquet", columns=["item_id", "title"])
         title = dict(zip(items["item_id"].to_pylist(), items["title"].to_pylist(), strict=True))
@@ -216,12 +225,12 @@ class Clock(transformers.TrainerCallback):
         self.ended.append(time.perf_counter())
 
 
-def throughput(folder: Path, precision: str, steps: int, rounds: int) -> dict[str, Any]:
+def throughput(folder: Path, precision: str, steps: int, rounds: int, compiled: bool) -> dict[str, Any]:
     """Examples per second of each contender, and of ours over the peer's."""
     contenders = {
         "sentence_transformers": Peer(folder, precision),
-        "text_only": Ours(folder, "text_only", precision),
-        "full": Ours(folder, "full", precision),
+        "text_only": Ours(folder, "text_only", precision, compiled),
+        "full": Ours(folder, "full", precision, compiled),
     }
     found = [{name: c.seconds_per_step(steps) for name, c in contenders.items()} for _ in range(rounds)]
     batch = TrainConfig().batch_size
@@ -261,7 +270,7 @@ def gpu_shares(
 
 def peak_flops(dtype: torch.dtype, device: torch.device, side: int = 8192) -> float:
     """Floating-point operations per second of one large matrix product."""
-    square = torch.ones(side, side, dtype=dtype, device=device)
+    square = torch.randn(side, side, device=device).to(dtype)
     return 2 * side**3 / _seconds(lambda: square @ square, 10)
 
 
@@ -271,9 +280,36 @@ def _flops(work: Callable[[], object]) -> int:
     return int(counter.get_total_flops())
 
 
-def shares(ours: Ours, steps: int) -> dict[str, dict[str, float]]:
+def shares(ours: Ours, steps: int) -> dict[str, dict[str, Any]]:
     """Shares of a step's time by phase. Loading is Python, which the profiler slows down: its share is at most this."""
-    return {phase: _shares(work, steps) for phase, work in (("align", ours.align), ("fuse", ours.fuse))}
+    phases = {"align": ours.align, "fuse": ours.fuse}
+    found: dict[str, dict[str, Any]] = {phase: dict(_shares(work, steps)) for phase, work in phases.items()}
+    if ours.device.type == "cuda":
+        for phase, work in phases.items():
+            found[phase]["gpu"] = _kernels(work, steps)
+    return found
+
+
+def _kernels(work: Callable[[], object], steps: int) -> dict[str, Any]:
+    """What the GPU does in a step: kernels started, the share of wall time that it computes, what it computes longest.
+
+    Wall time is taken without the profiler, which slows the CPU down.
+    """
+    from torch.profiler import ProfilerActivity, profile
+
+    wall = _seconds(work, steps)
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        _seconds(work, steps, warm=0)
+    kernels = sorted(profiler.key_averages(), key=lambda kernel: -kernel.self_device_time_total)
+    busy = sum(kernel.self_device_time_total for kernel in kernels) / steps
+    return {
+        "step_ms": round(1e3 * wall, 2),
+        "kernels_per_step": round(sum(kernel.count for kernel in kernels) / steps),
+        "busy": round(busy / 1e6 / wall, 3),
+        "longest": {
+            kernel.key[:100]: round(kernel.self_device_time_total / steps / busy, 3) for kernel in kernels[:_LONGEST]
+        },
+    }
 
 
 def _shares(work: Callable[[], object], steps: int) -> dict[str, float]:
