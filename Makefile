@@ -19,7 +19,7 @@ BUILD_BASE = $(BUILD_IMAGE) --build-arg COMMIT=$(COMMIT) --build-arg VERSION=$(T
 	-f components/Dockerfile
 COMPONENTS := $(patsubst components/%/component.yaml,%,$(wildcard components/*/component.yaml))
 
-.PHONY: help run setup test test-slow lint format bench airflow committed images pipeline-image clean
+.PHONY: help run setup test test-library test-scheduler test-pods test-slow lint format bench airflow committed images pipeline-image clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -43,8 +43,22 @@ run: setup ## Raw logs → live index on the embedded default, then three exampl
 	mrse status
 	mrse search --examples --html reports/search.html
 
+# The tests under a scheduler and on a cluster wait more than they work, so they run beside the others.
+SCHEDULER := tests/e2e/test_airflow.py tests/e2e/test_browser.py
+PODS := tests/e2e/test_kubernetes.py
+TOGETHER := --jobs=3 $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
+
 test: $(VENV)/.dev ## The tests that CI runs, with coverage
-	pytest -m 'not slow' --cov --cov-report=term --cov-fail-under=85 tests
+	$(MAKE) $(TOGETHER) test-library test-scheduler test-pods
+
+test-library: $(VENV)/.dev
+	pytest -m 'not slow' --cov --cov-report=term --cov-fail-under=85 $(addprefix --ignore=,$(SCHEDULER) $(PODS)) tests
+
+test-scheduler: $(VENV)/.dev
+	pytest -m 'not slow' $(SCHEDULER)
+
+test-pods: $(VENV)/.dev
+	pytest -m 'not slow' $(PODS)
 
 test-slow: $(VENV)/.dev ## The longer proofs
 	pytest -m slow tests

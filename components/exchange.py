@@ -69,6 +69,7 @@ _DVC_CONFIG = """[core]
 """
 
 
+_COST = "MRSE_COST"  # names the file that a stage writes when it ends well (mrse/component.py)
 _DVC_COMMANDS = """
 import json, sys
 from dvc.cli import main
@@ -199,7 +200,7 @@ def run_stage(
     began = began or time.perf_counter()
     with _workspace(pipeline, ordered, merged(locks), remote) as folder:
         cost = folder / ".dvc" / "cost.json"
-        environment = _environment(folder, pipeline, ordered) | {"MRSE_COST": str(cost)}
+        environment = _environment(folder, pipeline, ordered) | {_COST: str(cost)}
         component = spec.component(folder, stage)
         try:
             _dvc(stage, folder, environment, *_repro(stage, folder, ordered), ["push", "--run-cache", stage])
@@ -512,7 +513,9 @@ def _call(task: str, what: str, folder: Path, environment: Mapping[str, str], co
             print(line, end="", file=sys.stderr, flush=True)
             tail.append(line.strip())
     if process.returncode:
-        own = [line for line in tail if line.startswith(f"{task}: ")]
+        # What a stage that has ended well said is its result; DVC failed after it.
+        ended_well = Path(environment.get(_COST, "")).is_file()
+        own = [] if ended_well else [line for line in tail if line.startswith(f"{task}: ")]
         errors = [line.removeprefix("ERROR: ") for line in tail if line.startswith("ERROR: ")]
         # The first error is the cause, and seldom names the remote.
         told = [f"{error} (DVC remote: {_remote(folder)})" for error in reversed(errors)]

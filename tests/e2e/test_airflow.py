@@ -13,7 +13,6 @@ from tests.e2e.airflow import ROOT
 from tests.e2e.conftest import THIRD_DAY, Shop
 
 pytest.importorskip("airflow", reason="Airflow is not installed: pip install -c constraints.txt -e '.[airflow]'")
-pytestmark = pytest.mark.slow
 
 STAGES = list(yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"])
 A_MINUTE_S = 60.0

@@ -11,10 +11,7 @@ from tests.e2e.airflow import Airflow, wait
 
 pytest.importorskip("airflow", reason="Airflow is not installed: pip install -c constraints.txt -e '.[airflow]'")
 browser = pytest.importorskip("tests.e2e.browser", reason="websocket-client is not installed; it comes with Airflow")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(browser.program() is None, reason="no browser: apt-get install chromium"),
-]
+pytestmark = pytest.mark.skipif(browser.program() is None, reason="no browser: apt-get install chromium")
 
 
 @pytest.fixture

@@ -44,6 +44,7 @@ out = pathlib.Path("out")
 out.mkdir(exist_ok=True)
 (out / "first.txt").write_text(pathlib.Path("params.yaml").read_text())
 (out / "first.json").write_text('{"outcome": "HOLD"}')
+print("first: two files")
 """
 SECOND = """
 import pathlib, sys
