@@ -89,7 +89,7 @@ def _rounded_up(inside_BS: Tensor) -> Tensor:
 
 
 class Block(nn.Module):
-    """One pre-norm transformer layer."""
+    """One pre-norm transformer layer (Xiong et al. 2020)."""
 
     def __init__(self, hidden: int, heads: int) -> None:
         super().__init__()
@@ -174,7 +174,7 @@ class Pieces(nn.Module):
 
 
 class LightBert(nn.Module):
-    """Deep text: word pieces through transformer layers, or through a given Hugging Face encoder."""
+    """Deep text, the paper's Light-Bert: word pieces through few layers, or through a given Hugging Face encoder."""
 
     def __init__(self, model: ModelConfig, vocab_size: int, encoder: nn.Module | None) -> None:
         super().__init__()
@@ -209,7 +209,7 @@ class LightBert(nn.Module):
 
 
 class VBert(nn.Module):
-    """Image and text together: image tokens from the frozen encoder pass a dense adaptor and meet the text's pieces."""
+    """The paper's VBert: image tokens from the frozen encoder pass a dense adaptor and meet the text's pieces."""
 
     image_mean_V: Tensor
     image_std_V: Tensor
@@ -268,7 +268,8 @@ class VBert(nn.Module):
 
 
 class FtAtt(nn.Module):
-    """Fast lexical text: a word is the sum of its hashed n-grams, a text the attention-weighted mean of its words.
+    """The paper's FtAtt: a word is the sum of its hashed n-grams (FastText, Bojanowski et al. 2017), a text the
+    attention-weighted mean of its words.
 
     The sum is divided by the fourth root of their number, so that a longer word, which says more, weighs more: a mean
     would let it weigh less. Attention starts from how rare a word is in the shop (`fit_words`): words too rare to learn

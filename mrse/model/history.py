@@ -47,7 +47,7 @@ class Memory:
 
 
 class TargetAttention(nn.Module):
-    """For each expert, attention of a target over a memory, with a learned answer for "nothing fits"."""
+    """For each expert, attention of a target over a memory (Zhou et al. 2018), with an answer for "nothing fits"."""
 
     def __init__(self, experts: int, hidden: int) -> None:
         super().__init__()

@@ -66,7 +66,7 @@ def hnst(
     margin: float,
     weight_B: Tensor | None = None,
 ) -> Tensor:
-    """Triplet loss over hard negatives: a positive must beat each by a margin of cosine.
+    """Triplet loss (Schroff et al. 2015) over hard negatives: a positive must beat each by a margin of cosine.
 
     Args:
         query_BD: unit vectors.

@@ -40,7 +40,7 @@ class Fused:
 
 
 class Preferences(nn.Module):
-    """Softmax weights over the experts, from what each expert says of the row and of its history."""
+    """Softmax weights over the experts, from what each says of a row and its history (modality preferences)."""
 
     def __init__(self, experts: int, hidden: int) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class Preferences(nn.Module):
 
 
 class Fusion(nn.Module):
-    """Expert outputs times preferences, with the history's, projected to one unit vector.
+    """Expert outputs times preferences, with the history's, projected to one unit vector (DSSM, Huang et al. 2013).
 
     A shopper's history is in the space of the query and is added to it. An item's is concatenated, with a projection of
     its own that starts as a quiet echo of the item's: there is much to learn from, and its words are other people's.
