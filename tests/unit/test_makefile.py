@@ -29,6 +29,9 @@ server.accept()  # make airflow has come, and tells the login; then this daemon 
 time.sleep(1)
 """
 
+# What `make test` tells its own makes would be told by those of the tests.
+ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 
 
@@ -44,7 +47,7 @@ def git(folder: Path, *arguments: str) -> None:
 
 def images(folder: Path) -> subprocess.CompletedProcess[str]:
     command = ["make", "images", "BUILD_IMAGE=echo built"]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    return subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, check=False)
 
 
 def test_images_are_of_what_is_committed(checkout: Path) -> None:
@@ -80,7 +83,7 @@ def test_airflow_ends_when_one_of_its_daemons_does(airflow: Path, ends: str, nam
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    settings = os.environ | {"ENDS": ends, "LISTEN": LISTEN, "AIRFLOW__API__PORT": port}
+    settings = ENVIRONMENT | {"ENDS": ends, "LISTEN": LISTEN, "AIRFLOW__API__PORT": port}
     # A session of its own: make airflow ends all that is in its group. Its pipes close when the last daemon is gone.
     done = subprocess.run(
         ["make", "airflow"],
