@@ -35,7 +35,7 @@ from mrse.evaluation.inputs import Inputs, read_inputs
 from mrse.evaluation.lexical import BM25
 from mrse.evaluation.ranking import Ranking, exact_search
 from mrse.evaluation.scoring import Result, depths, score, score_bm25
-from mrse.evaluation.variants import choose, full_model, make_variant
+from mrse.evaluation.variants import full_model, make_variant
 from mrse.evaluation.window import Asked, Source
 from mrse.model.arrays import item_text
 from mrse.profiles import tables
@@ -43,7 +43,8 @@ from mrse.progress import say
 from mrse.training.steps import use_bfloat16
 
 STAGES = ("snapshot", "validate_logs", "build_profiles", "build_features")
-FULL, TEXT, PEER, LEXICAL = "full model", "text_only", "sentence-transformers", "BM25"
+FULL, PEER, LEXICAL = "full model", "sentence-transformers", "BM25"
+TEXT = ("text_only", "light_bert_text")  # all experts on text, and one: the encoder that the peer has, too
 # The slice that each mechanism is there for, and the model without the mechanism.
 MECHANISMS = {"picture": "no_images", "taste": "no_user_history", "typo": "no_ftatt"}
 RATES = (5e-4, 1e-3, 2e-3, 4e-3)
@@ -83,7 +84,7 @@ def ours(params: Params, work: Path, inputs: Inputs, seeds: int, share: float) -
     runner = Runner(params, work, work / "reports/ablation", inputs)
     features = work / "data/features"
     full = full_model(params, features, share)
-    chosen = choose(params, (TEXT, *MECHANISMS.values())).items()
+    chosen = params.ablate.choose((*TEXT, *MECHANISMS.values())).items()
     variants = [full, *(make_variant(params, group, name, full, features) for name, group in chosen)]
     found: dict[str, Values] = {}
     for variant in variants:

@@ -1,8 +1,8 @@
 """Retrieval quality on real catalogues with human labels, beside what a shop would use instead, all in one run.
 
-    python benchmarks/quality.py fashion homedepot --data ../shared/data --work DIR
-    python benchmarks/quality.py fashion-blank --work DIR --set train.fuse_steps=1200
-    python benchmarks/quality.py homedepot --work DIR --minilm PATH --set build_features.text_encoder=PATH
+    python -m benchmarks.quality fashion homedepot --data ../shared/data --work DIR
+    python -m benchmarks.quality fashion-blank --work DIR --set train.fuse_steps=1200
+    python -m benchmarks.quality homedepot --work DIR --minilm PATH --set build_features.text_encoder=PATH
 
 | shop | what it is |
 |---|---|
@@ -21,8 +21,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +36,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from mrse.config import load
+from mrse.device import CPU, fast_at_bfloat16
 from mrse.evaluation.bootstrap import Pair, paired_lifts
 from mrse.evaluation.lexical import BM25
 from mrse.evaluation.metrics import Labels, evaluate
@@ -44,6 +47,7 @@ from mrse.model.retriever import Retriever, load_catalogue
 
 RELEVANT = 0.75  # the bar of the published figures for these judgments; the gate has its own (`gate.relevant_grade`)
 DEPTH = 100
+PEER_BATCH, PEER_RATE = 64, 2e-5  # of the fine-tuned peer
 POOL = 1000  # candidates of each side that the learned fusion weighs
 STAGES = ("snapshot", "validate_logs", "build_profiles", "build_features", "train")
 COLUMNS = ("item_id", "title", "category", "price", "image")
@@ -213,24 +217,30 @@ def _weighed(candidates: list[Candidates], share: float) -> Ranking:
 def _sentence_transformers(
     name: str, profiles: Path, catalogue: Catalogue, test: Split, finetune: bool
 ) -> dict[str, Ranking]:
-    from sentence_transformers import InputExample, SentenceTransformer, losses
-    from torch.utils.data import DataLoader
+    from benchmarks import peer  # an extra that the rest does without
 
     texts = _texts(catalogue)
 
-    def rank(model: SentenceTransformer) -> Ranking:
+    def rank(model: Any) -> Ranking:
         items, queries = (model.encode(t, normalize_embeddings=True, batch_size=128) for t in (texts, test.queries))
         return exact_search(queries, items, DEPTH)
 
-    model = SentenceTransformer(name, device="cpu")
+    model = peer.SentenceTransformer(name, device="cpu")
     systems = {"sentence-transformers, as it is": rank(model)}
     if finetune:
-        pairs = pq.read_table(profiles / "examples.parquet", filters=[("split", "=", "train")])
+        rows = pq.read_table(profiles / "examples.parquet", filters=[("split", "=", "train")])
         text = dict(zip(catalogue.item_ids, texts, strict=True))
-        rows = zip(pairs["query"].to_pylist(), pairs["item_id"].to_pylist(), strict=True)
-        examples = [InputExample(texts=[query, text[item]]) for query, item in rows]
-        batches: Any = DataLoader(examples, shuffle=True, batch_size=64)
-        model.fit([(batches, losses.MultipleNegativesRankingLoss(model))], epochs=1, show_progress_bar=False)
+        pairs = rows["query"].to_pylist(), [text[item] for item in rows["item_id"].to_pylist()]
+        with tempfile.TemporaryDirectory() as folder:
+            peer.trainer(
+                model,
+                pairs,
+                Path(folder),
+                steps=math.ceil(len(pairs[0]) / PEER_BATCH),
+                batch_size=PEER_BATCH,
+                learning_rate=PEER_RATE,
+                bfloat16=fast_at_bfloat16(CPU),
+            ).train()
         systems["sentence-transformers, fine-tuned"] = rank(model)
     return systems
 

@@ -590,6 +590,14 @@ ABLATIONS: dict[str, dict[str, dict[str, Any]]] = {
             "model.item_history": False,
             "model.preferences": False,
         },
+        "light_bert_text": {
+            "model.experts.vbert": False,
+            "model.experts.ftatt": False,
+            "model.images": False,
+            "model.user_history": False,
+            "model.item_history": False,
+            "model.preferences": False,
+        },
     },
     "loss": {
         "mnsce_only": {"loss.beta": 0.0},
