@@ -11,8 +11,9 @@ Two things are measured, and printed as they come, one JSON object per line:
 Vectors are made up: points around centres, and queries near points. `MRSE_MILVUS_URI` names the server. It does not
 tell the size of an index: `--index-files` names the folder where it keeps them, if it keeps them on this machine.
 
-    python -m benchmarks.index --items 1000000 --dim 128 --rounds 0 --types IVF_FLAT HNSW \
-        --parameters '{"HNSW": {"build": {"M": 16, "efConstruction": 100}}}'
+    python -m benchmarks.index --items 1000000 --dim 128 --rounds 0 --types HNSW IVF_FLAT --parameters '
+        {"HNSW": {"build": {"M": 16, "efConstruction": 64}},
+         "IVF_FLAT": {"build": {"nlist": 1024}, "search": {"nprobe": 32}}}'
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ data and model from there. The report of a stage that failed is filed with MLflo
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import re
@@ -69,7 +70,9 @@ _DVC_CONFIG = """[core]
 """
 
 
-_COST = "MRSE_COST"  # names the file that a stage writes when it ends well (mrse/component.py)
+_RAISED = "Traceback (most recent call last):"
+# How DVC tells the exit code of a stage; from 128 on it is a shell's word for a signal.
+_STAGE_ENDED, _BY_SIGNAL = re.compile(r"failed to run: .*, exited with (-?\d+)$"), 128
 _DVC_COMMANDS = """
 import json, sys
 from dvc.cli import main
@@ -200,7 +203,7 @@ def run_stage(
     began = began or time.perf_counter()
     with _workspace(pipeline, ordered, merged(locks), remote) as folder:
         cost = folder / ".dvc" / "cost.json"
-        environment = _environment(folder, pipeline, ordered) | {_COST: str(cost)}
+        environment = _environment(folder, pipeline, ordered) | {"MRSE_COST": str(cost)}
         component = spec.component(folder, stage)
         try:
             _dvc(stage, folder, environment, *_repro(stage, folder, ordered), ["push", "--run-cache", stage])
@@ -496,7 +499,11 @@ def _dvc(task: str, folder: Path, environment: Mapping[str, str], *commands: Seq
 
 
 def _call(task: str, what: str, folder: Path, environment: Mapping[str, str], command: Sequence[str]) -> None:
-    """Run a command, pass its output on; where it fails, the reason is the task's own message or DVC's first error."""
+    """Run a command and pass its output on.
+
+    Raises:
+        ExchangeFailed: it failed; the message is the reason.
+    """
     tail: deque[str] = deque(maxlen=50)
     with subprocess.Popen(
         [sys.executable, leash.__file__, *command],
@@ -513,13 +520,24 @@ def _call(task: str, what: str, folder: Path, environment: Mapping[str, str], co
             print(line, end="", file=sys.stderr, flush=True)
             tail.append(line.strip())
     if process.returncode:
-        # What a stage that has ended well said is its result; DVC failed after it.
-        ended_well = Path(environment.get(_COST, "")).is_file()
-        own = [] if ended_well else [line for line in tail if line.startswith(f"{task}: ")]
-        errors = [line.removeprefix("ERROR: ") for line in tail if line.startswith("ERROR: ")]
-        # The first error is the cause, and seldom names the remote.
-        told = [f"{error} (DVC remote: {_remote(folder)})" for error in reversed(errors)]
-        raise ExchangeFailed([f"{task}: {what} ended with {process.returncode}", *told, *own][-1])
+        raise ExchangeFailed(_reason(task, what, process.returncode, list(tail), folder))
+
+
+def _reason(task: str, what: str, code: int, tail: Sequence[str], folder: Path) -> str:
+    """Why a command failed: what a stage said, raised or was killed by, or DVC's first error, which is the cause and
+    seldom names the remote. What a stage said before DVC failed is its result and no reason.
+    """
+    errors = [line.removeprefix("ERROR: ") for line in tail if line.startswith("ERROR: ")]
+    of_stage = [int(found[1]) for error in errors if (found := _STAGE_ENDED.search(error))]
+    if errors and not of_stage:
+        return f"{errors[0]} (DVC remote: {_remote(folder)})"
+    ended = [*of_stage, code][0]
+    if not 0 < ended < _BY_SIGNAL:
+        return f"{task}: killed by signal {abs(ended) % _BY_SIGNAL}"
+    said = list(itertools.takewhile(lambda line: not line.startswith("ERROR: "), filter(None, tail)))
+    if _RAISED in said:
+        return f"{task}: {said[-1]}"
+    return [f"{task}: {what} ended with {code}", *(line for line in said if line.startswith(f"{task}: "))][-1]
 
 
 def _remote(folder: Path) -> str:

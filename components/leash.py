@@ -17,7 +17,7 @@ _GRACE_S = 5.0
 
 
 def main(*command: str) -> int:
-    """Run the command; the exit code is its own."""
+    """Run the command; the exit code is its own, or for a signal what a shell gives."""
     signal.signal(signal.SIGTERM, lambda *_: None)  # `_end` means the others; a handler is not inherited
     let_go = threading.Event()
     ending = threading.Thread(target=_end, args=(let_go,), daemon=True)
@@ -25,7 +25,7 @@ def main(*command: str) -> int:
     code = subprocess.call(command, stdin=subprocess.DEVNULL)
     if let_go.is_set():
         ending.join()  # the command is gone, what it started may not be
-    return code
+    return code if code >= 0 else 128 - code
 
 
 def _end(let_go: threading.Event) -> None:

@@ -63,6 +63,8 @@ class _Yaml(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+                continue  # a key that is no word is refused below; several mappings may be merged in
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} stands twice", key.start_mark)
             seen.add(key.value)
@@ -511,8 +513,8 @@ class IndexConfig(Section):
         for name in CANDIDATES:
             if self.search.get(name, depth) < depth:
                 raise ValueError(
-                    f"search.{name} = {self.search[name]} is below {depth}, the largest of verify.recall_k: no more "
-                    "items are found than are candidates"
+                    f"search.{name} = {self.search[name]} is below {depth}, the largest of verify.recall_k: a search "
+                    "that deep takes a longer list than the one to verify"
                 )
         return self
 

@@ -3,8 +3,8 @@
 What the experts make of an item hangs on its title, category and picture, and of a query that led to it on its words:
 `Retriever.steady_item_parts` computes the same bits whatever else it is given. So these parts are kept by a hash of all
 that they follow from (model, device, torch, content), and only what has no part yet is computed. Fusing the parts to
-vectors is a hundredth of the work and done for the whole catalogue, so that every vector is, bit for bit, that of a
-full build.
+vectors is done for the whole catalogue, so that every vector is, bit for bit, that of a full build: with nothing
+changed it all takes 7% of the time (docs/index.md).
 
 Kept on disk, in `services.cache_dir`: for each item and each query 2 bytes per expert output and 16 for the hash, 0.8
 GB for a million of the default model; as much for each other model of the last day. Builds may share the folder.

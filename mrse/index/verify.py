@@ -84,7 +84,7 @@ def verify(
         "rows": stamp.rows,
         "sampled_vectors": sampled,
         "queries": len(queries_QD),
-        "recall": {str(k): {name: round(value, 4) for name, value in found.items()} for k, found in recall.items()},
+        "recall": {str(k): found for k, found in recall.items()},
         "search_params": stamp.search_params,
         **taken,
     }
@@ -120,8 +120,8 @@ def ann_recall(
 
 
 def mean_and_p5(shares: Sequence[float]) -> dict[str, float]:
-    """Their mean and 5th percentile."""
-    return {"mean": float(np.mean(shares)), "p5": float(np.percentile(shares, 5))}
+    """Their mean and 5th percentile, to four digits."""
+    return {"mean": round(float(np.mean(shares)), 4), "p5": round(float(np.percentile(shares, 5)), 4)}
 
 
 def latency(

@@ -18,7 +18,6 @@ from mrse.config import ModelConfig
 from mrse.model.dropout import Dropout
 from mrse.model.inputs import Texts
 
-QUERY, ITEM = 0, 1
 TOWERS = 2
 _TOKENS, _ROWS, _PLACES, _LEAST = 128, 32, 8, 16
 _FAR = 5.0  # standard deviations

@@ -41,7 +41,8 @@ class Texts:
         if stop - start == len(self):
             return self
         inside_BL, words_BW = self.inside_BL[start:stop], self.words_BW[start:stop]
-        pieces = 1 + int(inside_BL.any(dim=0).nonzero().max())
+        used_X = inside_BL.any(dim=0).nonzero()
+        pieces = 1 + int(used_X.max()) if len(used_X) else 1
         # A zero in front: padding keeps row 0, also where every row is full.
         distinct_U, place_P = torch.unique(F.pad(words_BW.flatten(), (1, 0)), return_inverse=True)
         return Texts(
@@ -54,6 +55,8 @@ class Texts:
 
 def concatenated(first: Texts, second: Texts) -> Texts:
     """Two batches as one, padded to the longer."""
+    if not len(first) or not len(second):
+        return first if len(first) else second
     pieces = max(first.tokens_BL.shape[1], second.tokens_BL.shape[1])
     words = max(first.words_BW.shape[1], second.words_BW.shape[1])
     distinct = len(first.grams_UG)

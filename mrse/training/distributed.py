@@ -61,24 +61,30 @@ class World:
         """This process's part of `rows` rows: in order of rank all of them, each once, sizes equal but for one."""
         return slice(self.rank * rows // self.size, (self.rank + 1) * rows // self.size)
 
-    def encode(self, encode: Callable[[int, int], Tensor], rows: int) -> Tensor:
-        """Encode a batch together.
+    def encode(self, encode: Callable[[slice, slice], Tensor], queries: int, items: int) -> tuple[Tensor, Tensor]:
+        """Encode a batch together, every process its share of the queries, of which there is one at least, and of the
+        items: an item takes longer than a query.
 
         Args:
-            encode: rows `start` to `stop`, at least one, as `(stop - start, E, H)`.
-            rows: B.
+            encode: some queries, then some items, at least one row, as `(rows, E, H)`.
+            queries: B.
+            items: P.
 
         Returns:
-            `(B, E, H)` on every process. In the backward pass each gets the gradient of its own rows, summed over all.
+            `(B, E, H)` and `(P, E, H)` on every process. In the backward pass each gets the gradient of its own rows,
+            summed over all.
         """
         if self.size == 1:
-            return encode(0, rows)
-        own = self.share(rows)
+            own_XEH = encode(slice(0, queries), slice(0, items))
+            return own_XEH[:queries], own_XEH[queries:]
+        of_queries, of_items = self.share(queries), self.share(items)
+        asked, all_rows = _rows(of_queries), _rows(of_queries) + _rows(of_items)
         with _own_random_bits(self.rank):
             # Without a row of its own it still takes part in the backward pass, for which the others wait.
-            own_SEH = encode(own.start, own.stop) if own.stop > own.start else encode(0, 1)[:0]
-        gathered: Tensor = _Gathered.apply(own_SEH, self, own.start)  # type: ignore[no-untyped-call]
-        return gathered
+            own_XEH = encode(of_queries, of_items) if all_rows else encode(slice(0, 1), slice(0, 0))[:0]
+        query_BEH: Tensor = _Gathered.apply(own_XEH[:asked], self, of_queries.start)  # type: ignore[no-untyped-call]
+        item_PEH: Tensor = _Gathered.apply(own_XEH[asked:], self, of_items.start)  # type: ignore[no-untyped-call]
+        return query_BEH, item_PEH
 
     def gather(self, own: Tensor) -> Tensor:
         """The rows of all processes in order of rank, without gradient; each may have another number of rows."""
@@ -194,6 +200,10 @@ class World:
         rows_R, values_RH = self.gather(own.indices()[0]), self.gather(own.values())
         everyone = torch.sparse_coo_tensor(rows_R[None], values_RH, table.shape, check_invariants=False)
         table.grad = everyone.coalesce()
+
+
+def _rows(some: slice) -> int:
+    return int(some.stop - some.start)
 
 
 ALONE = World()

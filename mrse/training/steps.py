@@ -21,7 +21,7 @@ from mrse.config import TrainConfig
 from mrse.device import fast_at_bfloat16
 from mrse.model.encode import item_bank, query_bank
 from mrse.model.history import Memory
-from mrse.model.inputs import concatenated
+from mrse.model.inputs import Texts, concatenated
 from mrse.model.loss import hnst, mnsce
 from mrse.model.matryoshka import prefix
 from mrse.model.retriever import Retriever
@@ -171,20 +171,35 @@ class Steps:
         images_PTV, pictured_P = self.shop.pictures.batch(batch.positives_P)
         if pictured_P is not None:
             seen, pictured_P = drop_modalities(titles, pictured_P, config.modality_dropout)
-        texts, seen = concatenated(queries, titles), concatenated(queries, seen)
 
-        def encode(start: int, stop: int) -> Tensor:
-            items = slice(max(0, start - asked), max(0, stop - asked))
+        def encode(of_queries: slice, of_items: slice) -> Tensor:
             shown, pictured = images_PTV, pictured_P
             if shown is not None and pictured is not None:
+                shown, pictured = shown[of_items], pictured[of_items]
+            asked_here = queries.rows(of_queries.start, of_queries.stop)
+            said, meant = (
+                concatenated(asked_here, part.rows(of_items.start, of_items.stop)) for part in (titles, seen)
+            )
+            return self._encode_rows(said, len(asked_here), shown, pictured, meant)
+
+        with self.precision():
+            query_UEH, positive_PEH = self.world.encode(encode, asked, len(titles))
+        return query_UEH[self._there(batch.row_B)], positive_PEH
+
+    def _encode_rows(
+        self, texts: Texts, queries: int, images_ITV: Tensor | None, pictured_I: Tensor | None, seen: Texts
+    ) -> Tensor:
+        """See `Mrse.encode`; in chunks."""
+
+        def encode(start: int, stop: int) -> Tensor:
+            items = slice(max(0, start - queries), max(0, stop - queries))
+            shown, pictured = images_ITV, pictured_I
+            if shown is not None and pictured is not None:
                 shown, pictured = shown[items], pictured[items]
-            here = max(0, min(stop, asked) - start)
+            here = max(0, min(stop, queries) - start)
             return self.model.encode(texts.rows(start, stop), here, shown, pictured, seen.rows(start, stop))
 
-        chunk, device = self.config.chunk_size, self._device
-        with self.precision():
-            out_XEH = self.world.encode(lambda start, stop: in_chunks(encode, start, stop, chunk, device), len(texts))
-        return out_XEH[self._there(batch.row_B)], out_XEH[asked:]
+        return in_chunks(encode, 0, len(texts), self.config.chunk_size, self._device)
 
     def _fuse_items(
         self, batch: Batch, positive_PEH: Tensor, items_C: Ints, hard_J: Ints, banks: Banks

@@ -98,6 +98,9 @@ def test_files_that_are_missing_or_broken(tmp_path: Path) -> None:
     (tmp_path / "twice.yaml").write_text("gate: {k: 1}\ntrain: {seed: 1, seed: 2}", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"twice\.yaml: not valid YAML: key 'seed' stands twice(?s:.*)line 2"):
         config.load(tmp_path / "twice.yaml")
+    (tmp_path / "template.yaml").write_text("snapshot: {end: {{ end }}}", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"template\.yaml: not valid YAML"):
+        config.load(tmp_path / "template.yaml")
     (tmp_path / "list.yaml").write_text("- 1", encoding="utf-8")
     with pytest.raises(ConfigError, match="expected a mapping"):
         config.load(tmp_path / "list.yaml")

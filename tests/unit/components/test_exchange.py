@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -47,10 +48,15 @@ out.mkdir(exist_ok=True)
 print("first: two files")
 """
 SECOND = """
-import pathlib, sys
+import os, pathlib, signal, sys
 text = pathlib.Path("out/first.txt").read_text()
 if "seed: 13" in text:
     sys.exit("second: thirteen is an unlucky seed")
+print("second: half done", flush=True)
+if "seed: 14" in text:
+    os.kill(os.getpid(), signal.SIGKILL)
+if "seed: 15" in text:
+    raise KeyError("shelf")
 pathlib.Path("out/second.txt").write_text(text.upper())
 """
 SLOW = """
@@ -147,10 +153,14 @@ def test_a_day_runs_what_its_decision_lets_run(pipeline: Path, goes_on: str, ran
     assert [result.stage for result in results] == ran
 
 
-def test_a_failed_stage_gives_its_own_one_line_reason(pipeline: Path) -> None:
-    ordered = plan(pipeline, "2026-03-16", overrides={"train.seed": 13})
+@pytest.mark.parametrize(
+    ("seed", "why"),
+    [(13, "thirteen is an unlucky seed"), (14, "killed by signal 9"), (15, "KeyError: 'shelf'")],
+)
+def test_a_failed_stage_gives_its_own_one_line_reason(pipeline: Path, seed: int, why: str) -> None:
+    ordered = plan(pipeline, "2026-03-16", overrides={"train.seed": seed})
     first = run("first", pipeline, ordered)
-    with pytest.raises(ExchangeFailed, match=r"^second: thirteen is an unlucky seed$"):
+    with pytest.raises(ExchangeFailed, match=f"^second: {re.escape(why)}$"):
         run("second", pipeline, ordered, first)
 
 

@@ -85,8 +85,8 @@ def lone_row(world):
     """The gradient of a layer that a batch of one row went through."""
     torch.manual_seed(0)
     layer = torch.nn.Linear(3, 2)
-    encoded = world.encode(lambda start, stop: layer(torch.ones(1, 3))[start:stop], 1)
-    world.backward(encoded.square().sum(), list(layer.parameters()), [])
+    encoded, no_items = world.encode(lambda queries, items: layer(torch.ones(1, 3))[queries], 1, 0)
+    world.backward(encoded.square().sum() + no_items.sum(), list(layer.parameters()), [])
     return layer.weight.grad
 
 
@@ -285,3 +285,21 @@ def test_a_started_process_that_ends_ends_all(tmp_path, how, says):
 def test_started_processes_share_the_threads(tmp_path):
     codes, (log,) = together(1, tmp_path, launch, "well")
     assert codes == [0] and sorted(log.splitlines()) == ["0 2 2", "1 2 2"]
+
+
+def taken(world):
+    """Which queries and items of a batch of 8 and 6 this process encodes."""
+    own = []
+
+    def encode(queries, items):
+        own.append((queries, items))
+        return torch.zeros(queries.stop - queries.start + items.stop - items.start, 1, requires_grad=True)
+
+    asked, titled = world.encode(encode, 8, 6)
+    assert (len(asked), len(titled)) == (8, 6)
+    assert own == [(slice(4 * world.rank, 4 * world.rank + 4), slice(3 * world.rank, 3 * world.rank + 3))]
+
+
+def test_every_process_encodes_queries_and_items(tmp_path):
+    codes, logs = together(2, tmp_path, taken)
+    assert codes == [0, 0], logs
