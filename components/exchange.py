@@ -71,8 +71,8 @@ _DVC_CONFIG = """[core]
 
 
 _RAISED = "Traceback (most recent call last):"
-# How DVC tells the exit code of a stage; from 128 on it is a shell's word for a signal.
-_STAGE_ENDED, _BY_SIGNAL = re.compile(r"failed to run: .*, exited with (-?\d+)$"), 128
+# How DVC tells the exit code of a stage; a shell adds 128 to a signal.
+_STAGE_ENDED, _SHELL_SIGNAL = re.compile(r"failed to run: .*, exited with (-?\d+)$"), 128
 _DVC_COMMANDS = """
 import json, sys
 from dvc.cli import main
@@ -532,8 +532,9 @@ def _reason(task: str, what: str, code: int, tail: Sequence[str], folder: Path) 
     if errors and not of_stage:
         return f"{errors[0]} (DVC remote: {_remote(folder)})"
     ended = [*of_stage, code][0]
-    if not 0 < ended < _BY_SIGNAL:
-        return f"{task}: killed by signal {abs(ended) % _BY_SIGNAL}"
+    by_signal = -ended if ended < 0 else ended - _SHELL_SIGNAL
+    if 0 < by_signal <= signal.SIGRTMAX:
+        return f"{task}: killed by signal {by_signal}"
     said = list(itertools.takewhile(lambda line: not line.startswith("ERROR: "), filter(None, tail)))
     if _RAISED in said:
         return f"{task}: {said[-1]}"

@@ -51,6 +51,13 @@ def test_texts_joined_from_two_batches_are_the_same(experts, table):
     assert torch.allclose(as_queries(experts, joined), as_queries(experts, table.batch(rows(1, 3, 0, 2, 1))), atol=1e-5)
 
 
+def test_no_text_joined_to_some_leaves_them_as_they_are(table):
+    """A process may have queries alone, or items alone."""
+    some, none = table.batch(rows(1, 3)), table.batch(rows(0, 2, 1)).rows(2, 2)
+    assert len(none) == 0
+    assert concatenated(some, none) is some and concatenated(none, some) is some
+
+
 def test_words_can_be_wider_than_the_transformers(tokenizer, table):
     narrow = SMALL.model_copy(update={"hidden": 24, "transformer_hidden": 8})
     built = Experts(narrow, tokenizer.vocab_size, 500, image_dim=6, image_tokens=2).eval()
