@@ -148,8 +148,21 @@ class Airflow:
 
     def finished(self, run: str, dag: str = "mrse_daily") -> dict[str, str]:
         """The states of a run's tasks, when it has ended."""
-        wait(lambda: self.api("GET", _path(run, dag))["state"] in ENDED)
+        self.until(run, lambda: self.ended(run, dag), dag)
         return self.states(run, dag)
+
+    def ended(self, run: str, dag: str = "mrse_daily") -> bool:
+        return self.api("GET", _path(run, dag))["state"] in ENDED
+
+    def until(self, run: str, done: Callable[[], bool], dag: str = "mrse_daily") -> None:
+        """Wait until something holds while a run goes on; where the run ends first, tell how."""
+        wait(lambda: done() or self.ended(run, dag), lambda: self.told(run, dag))
+        assert done(), f"{run} ended first\n{self.told(run, dag)}"
+
+    def told(self, run: str, dag: str = "mrse_daily") -> str:
+        """A line for each task of a run: its state, and why its tries failed."""
+        states = self.states(run, dag)
+        return "\n".join(f"{task}: {state} {self.reasons(run, task, dag)}" for task, state in states.items())
 
     def runs(self, dag: str = "mrse_daily") -> list[str]:
         return [run["dag_run_id"] for run in self.api("GET", f"dags/{dag}/dagRuns?limit=100")["dag_runs"]]
@@ -258,10 +271,10 @@ def missing() -> str:
     return ", ".join(name for name in ("make", "git", "airflow") if shutil.which(name, path=path) is None)
 
 
-def wait(done: Callable[[], bool]) -> None:
+def wait(done: Callable[[], bool], tell: Callable[[], str] = lambda: "") -> None:
     deadline = time.monotonic() + MINUTES * 60
     while not done():
-        assert time.monotonic() < deadline, "it did not get there"
+        assert time.monotonic() < deadline, f"it did not get there\n{tell()}"
         time.sleep(1)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.e2e.airflow import Airflow, Server, free_port, missing, wait
+from tests.e2e.airflow import Airflow, Server, free_port, missing
 
 ROOT = Path(__file__).parents[2]
 
@@ -159,14 +159,14 @@ def days(airflow: Shop) -> dict[str, str]:
     told = {}
     conf = json.dumps({"end": "2026-03-15", "overrides": TOO_LITTLE})
     airflow.command("dags", "trigger", "mrse_daily", "--run-id", "first", "--conf", conf)
-    wait(lambda: "Running stage 'train'" in airflow.logs("first", "train"))
+    airflow.until("first", lambda: "Running stage 'train'" in airflow.logs("first", "train"))
     os.kill(airflow.process("train"), signal.SIGKILL)
     airflow.finished("first")
     told["first"] = airflow.live()
 
     airflow.milvus.stop()
     airflow.trigger("second", {}, run_after="2026-03-16T02:00:00Z")
-    wait(lambda: bool(airflow.reasons("second", "build_index")))
+    airflow.until("second", lambda: bool(airflow.reasons("second", "build_index")))
     airflow.milvus.start()
     airflow.finished("second")
     told["second"] = airflow.live()
@@ -178,10 +178,10 @@ def days(airflow: Shop) -> dict[str, str]:
     airflow.command(
         "backfill", "create", "--dag-id", "mrse_daily", "--from-date", "2026-03-17", "--to-date", "2026-03-18"
     )
-    wait(lambda: bool(airflow.reasons(THIRD_DAY, "snapshot")))
+    airflow.until(THIRD_DAY, lambda: bool(airflow.reasons(THIRD_DAY, "snapshot")))
     remote.unlink()
     remote.with_name("away").rename(remote)
-    wait(lambda: bool(airflow.reasons(THIRD_DAY, "train")))
+    airflow.until(THIRD_DAY, lambda: bool(airflow.reasons(THIRD_DAY, "train")))
     airflow.mlflow.start()
     airflow.finished(THIRD_DAY)
     told[THIRD_DAY] = airflow.live()
