@@ -37,6 +37,9 @@ class _Line:
         self._sockets = [listener]
         threading.Thread(target=self._accept, args=(listener,), daemon=True).start()
 
+    def slow(self):
+        self.delay = 1.0
+
     def cut(self):
         for each in self._sockets:
             with contextlib.suppress(OSError):
@@ -126,22 +129,20 @@ def test_a_line_slower_than_a_call_may_take_is_one_error_and_the_live_index_stay
     first, version = _publish(shop, params)
     fake_shop.train_challenger(shop, services, seed=2)
     with monkeypatch.context() as patch:
-        patch.setattr("mrse.index.client._CALL_SECONDS", 0.4)
-        patch.setattr("mrse.index.client._LOAD_SECONDS", 0.4)
-        patch.setattr(Store, "insert", _slowed(Store.insert, line))
+        patch.setattr(Store, "insert", _after(lambda: _strain(patch, 0.4, line.slow), Store.insert))
         with pytest.raises(ServiceError, match=r"^Milvus at http://127\.0\.0\.1:\d+: \w+: "):
             build(params, shop)
+    assert line.delay
     line.delay = 0.0
     assert _soon(lambda: _target(services)) == first
     assert _publish(shop, params)[1] == version + 1, "the next run converges"
 
 
-def _slowed(call, line):
-    def slowed(*arguments):
-        line.delay = 1.0
-        return call(*arguments)
-
-    return slowed
+def _strain(patch, patience, event):
+    """Let something happen to the line, and wait no longer than that for a call from then on."""
+    patch.setattr("mrse.index.client._CALL_SECONDS", patience)
+    patch.setattr("mrse.index.client._LOAD_SECONDS", patience)
+    event()
 
 
 @pytest.mark.parametrize("step", [pytest.param("insert", marks=pytest.mark.slow), "point"])
@@ -150,8 +151,7 @@ def test_a_line_that_is_cut_is_one_error_and_the_next_run_converges(shop, line, 
     first, version = _publish(shop, params)
     fake_shop.train_challenger(shop, services, seed=2)
     with monkeypatch.context() as patch:
-        patch.setattr("mrse.index.client._CALL_SECONDS", 1.0)
-        patch.setattr(Store, step, _after(line.cut, getattr(Store, step)))
+        patch.setattr(Store, step, _after(lambda: _strain(patch, 1.0, line.cut), getattr(Store, step)))
         with pytest.raises(ServiceError):
             _publish(shop, params)
     line.mend()
