@@ -156,8 +156,16 @@ class Airflow:
 
     def until(self, run: str, done: Callable[[], bool], dag: str = "mrse_daily") -> None:
         """Wait until something holds while a run goes on; where the run ends first, tell how."""
-        wait(lambda: done() or self.ended(run, dag), lambda: self.told(run, dag))
-        assert done(), f"{run} ended first\n{self.told(run, dag)}"
+        reached = False
+
+        def over() -> bool:
+            nonlocal reached
+            reached = done()
+            return reached or self.ended(run, dag)
+
+        wait(over, lambda: self.told(run, dag))
+        # What held a moment ago may be past; what did not may have come with the run's end.
+        assert reached or done(), f"{run} ended first\n{self.told(run, dag)}"
 
     def told(self, run: str, dag: str = "mrse_daily") -> str:
         """A line for each task of a run: its state, and why its tries failed."""
