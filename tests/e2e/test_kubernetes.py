@@ -125,7 +125,7 @@ class Pods(Airflow):
             self.ask(stage, **ASKED)
 
     def ask(self, stage: str, **resources: str) -> None:
-        """Change what a stage's pod asks for."""
+        """Change what a stage's pod asks for, and let it be tried often."""
         path = self.shop / "components" / stage / "component.yaml"
         changed = {"resources": resources, "retries": RETRIES}
         path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | changed))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -37,7 +38,7 @@ class Night(Airflow):
 
 
 @pytest.fixture
-def night(tmp_path: Any) -> Iterator[Night]:
+def night(tmp_path: Path) -> Iterator[Night]:
     started = Night(tmp_path, TINY, AIRFLOW__SCHEDULER__USE_JOB_SCHEDULE="True")
     try:
         yield started
