@@ -484,8 +484,8 @@ class IndexConfig(Section):
     build: dict[str, Positive] = INDEX_PARAMETERS["HNSW"]["build"]
     search: dict[str, Positive] = INDEX_PARAMETERS["HNSW"]["search"]
     batch_size: Positive = 2000  # rows of one insert
-    # A folder that a server with local storage reads under the same path: the rows go there as Parquet, and the server
-    # imports them; null: they are inserted.
+    # Where the rows go as Parquet, for the server to import them: a prefix in its own bucket (`s3://bucket/import`), or
+    # a folder that a server with local storage reads under the same path; null: they are inserted.
     bulk_folder: str | None = None
     # Items that are embedded, and kept in services.cache_dir, at a time: what a killed build may have to do again.
     shard_items: Positive = 4096

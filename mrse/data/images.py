@@ -6,6 +6,7 @@ Cost: about 15 us to read a small picture from a zip on disk, and what Pillow ta
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import posixpath
@@ -21,6 +22,7 @@ from typing import Literal
 
 import numpy as np
 from fsspec.core import url_to_fs
+from fsspec.spec import AbstractFileSystem
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mrse.data.uris import local_archive, local_path, open_system, read_errors, resolve
@@ -232,11 +234,21 @@ def _read_local(path: Path) -> bytes:
 def _read_remote(uri: str) -> bytes:
     try:
         system, path = url_to_fs(uri)
-        data: bytes = system.cat_file(path, start=0, end=MAX_BYTES + 1)
+        data = _first_bytes(system, path)
     except (FileNotFoundError, KeyError):
         raise ImageProblem("missing", uri) from None
     except read_errors() as error:
         raise ImageProblem("unreadable", f"{uri}: {error}") from None
     if len(data) > MAX_BYTES:
         raise ImageProblem("too_large", f"{uri} has more than {MAX_BYTES} bytes")
+    return data
+
+
+def _first_bytes(system: AbstractFileSystem, path: str) -> bytes:
+    try:
+        data: bytes = system.cat_file(path, start=0, end=MAX_BYTES + 1)
+    except OSError as error:
+        if error.errno != errno.EINVAL or system.size(path):
+            raise
+        return b""  # S3 has no range of an empty object
     return data

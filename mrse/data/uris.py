@@ -12,6 +12,15 @@ from fsspec.spec import AbstractFileSystem
 
 from mrse.errors import DataError
 
+# No OSErrors: no credentials, no connection, no permission.
+_FOREIGN_ERRORS = (
+    ("aiohttp", "ClientError"),
+    ("azure.core.exceptions", "AzureError"),
+    ("botocore.exceptions", "BotoCoreError"),
+    ("gcsfs.retry", "HttpError"),
+    ("google.auth.exceptions", "GoogleAuthError"),
+)
+
 
 def resolve(uri: str, workspace: Path) -> str:
     """Make the local path at the end of a URI absolute; leave every other URI as it is.
@@ -63,7 +72,7 @@ def local_archive(uri: str) -> tuple[Path, str] | None:
 
 
 def read_errors() -> tuple[type[Exception], ...]:
-    """What a failed read through fsspec raises. It lets aiohttp's own errors through, which are no OSErrors."""
-    aiohttp = sys.modules.get("aiohttp")
-    network: tuple[type[Exception], ...] = (aiohttp.ClientError,) if aiohttp else ()
-    return (OSError, ImportError, EOFError, ValueError, zipfile.BadZipFile, zlib.error, *network)
+    """What a failed read or write through fsspec raises; the packages behind it let errors of their own through."""
+    loaded = [(sys.modules.get(module), name) for module, name in _FOREIGN_ERRORS]
+    foreign: tuple[type[Exception], ...] = tuple(getattr(module, name) for module, name in loaded if module)
+    return (OSError, ImportError, EOFError, ValueError, zipfile.BadZipFile, zlib.error, *foreign)

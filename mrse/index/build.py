@@ -17,17 +17,19 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from fsspec.spec import AbstractFileSystem
 from numpy.typing import NDArray
 
 from mrse.config import IndexConfig, Params
 from mrse.data.contract import SnapshotMeta, read_items, read_meta
+from mrse.data.uris import local_path, open_system, read_errors, resolve
 from mrse.device import pick
 from mrse.errors import DataError, IndexFailed
 from mrse.index.client import PREFIX, TEXT_BYTES, Stamp, Store, check_served, opened
@@ -107,6 +109,8 @@ def build(params: Params, workspace: Path) -> dict[str, Any]:
     check_judged(decision, challenger)
     services = params.services.under(workspace)
     check_served(services, params.build_index)
+    if params.build_index.bulk_folder is not None:
+        _bulk_place(params.build_index.bulk_folder)  # an error of the address, before all is embedded
     encoder, device = _load(workspace, challenger), pick(params.build_index.device)
     retriever = encoder.to(device)
     cache_dir = Path(services.cache_dir)
@@ -184,7 +188,7 @@ def fill(store: Store, name: str, stamp: Stamp, content: Content, config: IndexC
         for start in _batches(content, name, config.batch_size):
             store.insert(name, content.rows(start, start + config.batch_size))
     else:
-        _bulk_import(store, name, content, Path(config.bulk_folder), config.batch_size)
+        _bulk_import(store, name, content, config.bulk_folder, config.batch_size)
     store.seal(name)
     store.load(name)
 
@@ -194,30 +198,39 @@ def _batches(content: Content, name: str, batch_size: int) -> Iterator[int]:
     return track(range(0, len(content.item_ids), batch_size), f"filling {name}", unit="batch")
 
 
-def _bulk_import(store: Store, name: str, content: Content, folder: Path, batch_size: int) -> None:
+def _bulk_import(store: Store, name: str, content: Content, folder: str, batch_size: int) -> None:
     """Write the rows as a file that the server reads, and delete it, with those that killed builds left."""
-    path = folder.absolute() / f"{name}.parquet"
+    system, root, is_local = _bulk_place(folder)
+    path = f"{root}/{name}.parquet"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(store, path.parent)
-        with pq.ParquetWriter(path, _COLUMNS) as file:
+        if is_local:
+            system.makedirs(root, exist_ok=True)
+        _sweep(store, system, root)
+        with system.open(path, "wb") as raw, pq.ParquetWriter(raw, _COLUMNS) as file:
             for start in _batches(content, name, batch_size):
                 file.write_table(pa.Table.from_pylist(content.rows(start, start + batch_size), _COLUMNS))
-        store.bulk_import(name, path)
-    except OSError as error:
+        store.bulk_import(name, path if is_local else path.partition("/")[2])  # a key has no bucket before it
+    except read_errors() as error:
         raise IndexFailed(f"{path}: cannot be written: {error}; build_index.bulk_folder names its place") from None
     finally:
-        with contextlib.suppress(OSError):
-            path.unlink()
+        with contextlib.suppress(*read_errors()):
+            system.rm_file(path)
 
 
-def _sweep(store: Store, folder: Path) -> None:
+def _bulk_place(folder: str) -> tuple[AbstractFileSystem, str, bool]:
+    """The file system, the folder on it, and whether that is one of this machine."""
+    uri = resolve(folder, Path.cwd())
+    return *open_system(uri, "build_index.bulk_folder"), local_path(uri) is not None
+
+
+def _sweep(store: Store, system: AbstractFileSystem, root: str) -> None:
     """Delete the files of collections that nobody is building: another build's file is being read."""
     stamps = store.collections()
-    for path in folder.glob(f"{PREFIX}*.parquet"):
-        stamp = stamps.get(path.stem)
+    for path in system.glob(f"{root}/{PREFIX}*.parquet"):
+        stamp = stamps.get(PurePosixPath(path).stem)
         if stamp is None or stamp.state != "building":
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                system.rm_file(path)
 
 
 def check(content: Content, dim: int) -> None:

@@ -255,21 +255,28 @@ class Store:
         """
         self._patiently(lambda tried: self._call("insert" if tried == 0 else "upsert", collection, rows))
 
-    def bulk_import(self, collection: str, parquet: Path) -> None:
+    def bulk_import(self, collection: str, parquet: str) -> None:
         """Let the server read a Parquet file with a column for each field, and wait until its rows are stored.
+
+        Args:
+            collection: an empty one.
+            parquet: the file as the server finds it: a key in its bucket, or a path where its storage is local.
 
         Raises:
             ServiceError: the server cannot read or take the file, or is not done after 10 minutes.
         """
         connection = self._client._get_connection()  # MilvusClient has no such method
-        files, limit = [str(parquet)], {"timeout": _CALL_SECONDS}
+        files, limit = [parquet], {"timeout": _CALL_SECONDS}
         task = self._translated("bulk import", partial(connection.do_bulk_insert, collection, "", files, **limit))
         give_up = time.monotonic() + _LOAD_SECONDS
         state = partial(connection.get_bulk_insert_state, task, **limit)
         while (found := self._translated("bulk import", state)).state != _DONE:
             if found.state in _IMPORT_FAILED or time.monotonic() >= give_up:
                 reason = found.failed_reason or "it is not done after 10 minutes"
-                raise ServiceError(f"Milvus at {self._uri}: bulk import of {parquet}: {reason}")
+                raise ServiceError(
+                    f"Milvus at {self._uri}: bulk import of {parquet}: {reason}; build_index.bulk_folder must lie in the "
+                    "server's own storage"
+                )
             time.sleep(0.2)
         self._call("refresh_load", collection, timeout=_LOAD_SECONDS)  # else it shows nothing of what was imported
 
@@ -424,7 +431,8 @@ class Store:
                 pending, give_up = left, time.monotonic() + _INDEX_SECONDS
             if time.monotonic() >= give_up:
                 raise ServiceError(
-                    f"Milvus at {self._uri}: the index of {collection} lacks {left} rows, as {_INDEX_SECONDS:.0f} s ago"
+                    f"Milvus at {self._uri}: the index of {collection} lacks {left} rows, as {_INDEX_SECONDS:.0f} s "
+                    "ago; the server's log may tell why"
                 )
             time.sleep(0.2)
 

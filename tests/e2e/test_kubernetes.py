@@ -1,8 +1,8 @@
 """A pod for every stage, on a real Kubernetes: a day meets what befalls pods, and a day runs in each component's image.
 
 Images are the commit's own: one that can run every stage (`make pipeline-image`), and for the slow tests those of
-`make images`. Pods hand data on through a DVC remote on the claim that they share; Milvus and MLflow are servers
-outside the cluster. The cluster is that of `shared/kube`, beside the repository; where it cannot be had, that is no
+`make images`. Pods hand data on through a DVC remote in an object store; that, Milvus and MLflow are servers outside
+the cluster. The cluster is that of `shared/kube`, beside the repository; where it cannot be had, that is no
 fault of MRSE's, and the tests are skipped.
 """
 
@@ -24,6 +24,7 @@ import pytest
 import yaml
 
 from tests.e2e.conftest import ROOT, TINY, merged
+from tests.object_store import BUCKET, object_store
 
 pytest.importorskip("airflow", reason="Airflow is not installed: pip install -c constraints.txt -e '.[airflow]'")
 from tests.e2e.airflow import Airflow, missing, wait
@@ -38,7 +39,6 @@ pytestmark = [
 
 HOST = "10.213.0.1"  # this machine, as pods see it
 MLFLOW_PORT = 5000
-CLAIM = "/state"
 USER = 10001  # of the images
 STAGES = list(yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"])
 # The shop is tiny, and so may be the node: what component.yaml asks for would not fit two cores.
@@ -72,17 +72,20 @@ class Cluster:
         if any(done.returncode for done in exists):
             checkout = self.folder / target
             run("git", "clone", "--quiet", ROOT, checkout)
-            run(
-                "make", target, f"BUILD_IMAGE={KUBE}/cluster build-image", f"TAG={self.tag}", env=self.env, cwd=checkout
-            )
+            options = (f"BUILD_IMAGE={KUBE}/cluster build-image", f"TAG={self.tag}", "DVC_PLUGIN=dvc-s3")
+            run("make", target, *options, env=self.env, cwd=checkout)
             shutil.rmtree(checkout)
         loaded = self.kubectl("get", "nodes", "-o", "jsonpath={.items[*].status.images[*].names}")
         for image in images:
             if f'"{image}"' not in loaded:
                 run(KUBE / "cluster", "load", image)
 
-    def furnish(self) -> None:
-        """Apply the overlay `dev`, with this machine's addresses, a volume for the claim, and a Secret."""
+    def furnish(self, store: Mapping[str, str]) -> None:
+        """Apply the overlay `dev`, with this machine's addresses, a volume for the claim, and a Secret.
+
+        Args:
+            store: the variables by which pods find the object store, keys included.
+        """
         shared = self.folder / "claim"
         shared.mkdir()
         os.chown(shared, USER, USER)
@@ -94,10 +97,14 @@ class Cluster:
         services = {
             "MRSE_MILVUS_URI": f"http://{HOST}:19530",
             "MLFLOW_TRACKING_URI": f"http://{HOST}:{MLFLOW_PORT}",
-            "MRSE_DVC_REMOTE": f"{CLAIM}/dvc",
+            "MRSE_DVC_REMOTE": f"s3://{BUCKET}/dvc",
         }
+        secrets = {"MRSE_MILVUS_TOKEN": "root:Milvus"}
+        for name, value in store.items():
+            (secrets if "KEY" in name else services)[name] = value
         self.kubectl("patch", "configmap", "mrse-services", "--patch", json.dumps({"data": services}))
-        self.kubectl("create", "secret", "generic", "mrse-services", "--from-literal=MRSE_MILVUS_TOKEN=root:Milvus")
+        literals = [f"--from-literal={name}={value}" for name, value in secrets.items()]
+        self.kubectl("create", "secret", "generic", "mrse-services", *literals)
 
     def pod(self, stage: str) -> str:
         """The name of the pod that runs a stage."""
@@ -208,8 +215,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     try:
         made = Cluster(tmp_path_factory.mktemp("cluster"))
         made.build("pipeline-image", {made.pipeline_image})
-        made.furnish()
-        with milvus(), mlflow(made.folder):
+        with object_store(HOST) as store, milvus(), mlflow(made.folder):
+            made.furnish(store)
             yield made
     finally:
         subprocess.run([KUBE / "cluster", "down"], capture_output=True, check=False)  # also what never came up whole

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import fsspec
 import pytest
 
 from mrse.errors import IndexFailed, MrseError, ServiceError
@@ -372,7 +373,7 @@ BULK = os.environ.get("MRSE_TEST_BULK")
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(BULK is None, reason="MRSE_TEST_BULK names no folder that the server of MRSE_TEST_MILVUS_URI reads")
+@pytest.mark.skipif(BULK is None, reason="MRSE_TEST_BULK names no place that the server of MRSE_TEST_MILVUS_URI reads")
 def test_a_bulk_import_is_what_inserting_is_and_one_that_fails_is_one_error(shop, services, monkeypatch):
     fake_shop.open_shop(shop, [(f'"{n}"ä', f"red dress n{n}", 'Çä "x"', float(n), None) for n in range(3000)])
     inserted = build(fake_shop.params_for(services), shop)
@@ -385,8 +386,9 @@ def test_a_bulk_import_is_what_inserting_is_and_one_that_fails_is_one_error(shop
         row = store.fetch(imported["collection"], ['"7"ä'], ["title", "category", "price"])['"7"ä']
         assert row == {"item_id": '"7"ä', "title": "red dress n7", "category": 'Çä "x"', "price": 7.0}
         store.drop(imported["collection"])
-    assert list(Path(BULK).glob("*.parquet")) == []
+    system, folder = fsspec.url_to_fs(BULK)
+    assert system.glob(f"{folder}/*.parquet") == []
     monkeypatch.setattr("mrse.index.build._COLUMNS", _COLUMNS.remove(0))
     with pytest.raises(ServiceError, match="bulk import"):
         build(params, shop)
-    assert list(Path(BULK).glob("*.parquet")) == []
+    assert system.glob(f"{folder}/*.parquet") == []

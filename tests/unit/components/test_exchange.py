@@ -20,6 +20,9 @@ import yaml
 from components import exchange, spec
 from components.exchange import ExchangeFailed, Plan, Result, current, merged, plan, run_day, run_stage
 from mrse.errors import ConfigError, DataError
+from tests.object_store import bucket
+
+__all__ = ["bucket"]
 
 # `count` writes how often it ran into the shared home, so that a run which should not happen is seen.
 PIPELINE = """
@@ -120,6 +123,13 @@ def test_stages_hand_on_their_files_through_the_remote(pipeline: Path) -> None:
     assert not (pipeline / "dvc.lock").exists()
 
 
+def test_stages_hand_on_their_files_through_an_object_store(pipeline: Path, bucket: str) -> None:
+    ordered, remote = plan(pipeline, "2026-03-16"), f"{bucket}/dvc"
+    first = run_stage("first", pipeline, ordered, [], remote)
+    assert "out/second.txt" in run_stage("second", pipeline, ordered, [first.lock], remote).lock
+    assert not run_stage("first", pipeline, ordered, [], remote).ran
+
+
 def test_a_retry_finds_the_finished_stage_and_its_metrics(pipeline: Path) -> None:
     ordered = plan(pipeline, "2026-03-16")
     first = run("first", pipeline, ordered)
@@ -196,10 +206,11 @@ def test_two_runs_at_once_do_no_harm(pipeline: Path) -> None:
     [
         ("/dev/null/remote", r"Not a directory: '/dev/null/remote"),
         ("http://me:secret@127.0.0.1:9/remote", "Cannot connect to host 127.0.0.1:9"),
-        ("s3://bucket/remote", "requires 'dvc-s3' to be installed"),
+        ("gs://bucket/remote", "requires 'dvc-gs' to be installed"),
+        ("s3://no-such-bucket/remote", "The specified bucket does not exist"),
     ],
 )
-def test_an_unreachable_remote_is_one_message_that_names_it(pipeline: Path, remote: str, why: str) -> None:
+def test_an_unreachable_remote_is_one_message_that_names_it(pipeline: Path, remote: str, why: str, bucket: str) -> None:
     with pytest.raises(ExchangeFailed, match=why) as failed:
         run_stage("first", pipeline, plan(pipeline, "2026-03-16"), [], remote)
     assert str(failed.value).endswith(f"(DVC remote: {remote.replace('me:secret@', '')})")

@@ -16,6 +16,9 @@ from PIL import Image
 from mrse.data import images
 from mrse.data.images import ImageProblem, ImageStore, as_image_root, decode
 from mrse.errors import DataError
+from tests.object_store import bucket
+
+__all__ = ["bucket"]
 
 PIXELS = 1_000_000
 
@@ -50,9 +53,13 @@ def memory() -> Iterator[str]:
     system.rm("/shop", recursive=True)
 
 
-@pytest.fixture(params=["folder", "file_uri", "zip_uri", "zip_path", "memory", "zip_in_memory"])
+@pytest.fixture(params=["folder", "file_uri", "zip_uri", "zip_path", "memory", "zip_in_memory", "bucket"])
 def store(request: pytest.FixtureRequest, shop: Path, memory: str) -> ImageStore:
     fsspec.filesystem("memory").pipe("/shop/all.zip", (shop / "pictures.zip").read_bytes())
+    if request.param == "bucket":
+        root = f"{request.getfixturevalue('bucket')}/pictures"
+        fsspec.filesystem("s3").put(str(shop / "pictures"), root, recursive=True)
+        return ImageStore(root, shop)
     root = {
         "folder": "pictures",
         "file_uri": f"file://{shop}/pictures",

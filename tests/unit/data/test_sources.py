@@ -19,6 +19,9 @@ from mrse.data import contract, sources
 from mrse.data.contract import SnapshotMeta, read_items, read_judgments
 from mrse.data.images import ImageStore, decode
 from mrse.errors import DataError
+from tests.object_store import bucket
+
+__all__ = ["bucket"]
 
 END = datetime(2026, 3, 15, tzinfo=UTC)
 START = END - timedelta(days=3)
@@ -160,7 +163,9 @@ def hive(folder: Path, rows: pa.Table, days: list[str]) -> None:
         pq.write_table(rows.slice(place, 1), folder / f"dt={day}" / f"{place}.parquet")
 
 
-def test_flat_hive_folder_and_remote_give_the_same_bytes(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flat_hive_folder_and_bucket_give_the_same_bytes(
+    shop: Path, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sources, "shop_of", lambda params: "one shop")  # else its items' address would tell
     take(shop, events="events.parquet")
     flat = all_bytes(shop)
@@ -179,16 +184,38 @@ def test_flat_hive_folder_and_remote_give_the_same_bytes(shop: Path, monkeypatch
     take(shop, events="parts/../parts/")
     assert all_bytes(shop) == flat
 
-    memory = fsspec.filesystem("memory")
-    memory.put(str(shop / "hive"), "/bucket/events", recursive=True)
-    memory.put(str(shop / "items.parquet"), "/bucket/items.parquet")
-    take(shop, items="memory://bucket/items.parquet", events="memory://bucket/events")
-    memory.rm("/bucket", recursive=True)
+    store = fsspec.filesystem("s3")
+    store.put(str(shop / "hive"), f"{bucket}/events", recursive=True)
+    store.put(str(shop / "items.parquet"), f"{bucket}/items.parquet")
+    take(shop, items=f"{bucket}/items.parquet", events=f"{bucket}/events")
     assert all_bytes(shop) == flat
 
     shutil.make_archive(str(shop / "shop"), "zip", shop / "hive")
     take(shop, items=str(shop / "items.parquet"), events="zip://::shop.zip")
     assert all_bytes(shop) == flat
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "why"),
+    [
+        ("AWS_ENDPOINT_URL", "http://127.0.0.1:9", "Could not connect to the endpoint URL"),
+        ("AWS_ACCESS_KEY_ID", None, "Unable to locate credentials"),
+    ],
+)
+def test_a_bucket_that_cannot_be_read_is_one_message(
+    shop: Path, bucket: str, monkeypatch: pytest.MonkeyPatch, variable: str, value: str | None, why: str
+) -> None:
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setenv(variable, value) if value else monkeypatch.delenv(variable)
+    with pytest.raises(DataError, match=f"^items: cannot list {bucket}/items: {why}"):
+        take(shop, items=f"{bucket}/items")
+
+
+def test_a_bucket_or_table_that_is_not_there_is_named(shop: Path, bucket: str) -> None:
+    for address in (f"{bucket}/nowhere", "s3://no-such-bucket/items"):
+        with pytest.raises(DataError, match=f"items: {address}: no such file or folder"):
+            take(shop, items=address)
 
 
 def test_folders_of_other_days_are_not_even_opened_but_their_neighbours_are(shop: Path) -> None:

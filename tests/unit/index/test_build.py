@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import fsspec
 import numpy as np
 import pytest
 
@@ -12,7 +13,10 @@ from mrse.index.filters import UNKNOWN_PRICE
 from mrse.jsonfile import read_json, write_json
 from mrse.model.arrays import HistoryBank
 from tests import fake_shop
+from tests.object_store import bucket
 from tests.unit.index.test_client import STAMP
+
+__all__ = ["bucket"]
 
 
 def run(shop, services, **sections):
@@ -113,19 +117,36 @@ def test_what_a_kill_tore_in_milvus_lite_is_in_nobodys_way(shop, services, tmp_p
     assert not torn[1].exists()
 
 
-def test_a_file_that_a_killed_import_left_goes_with_the_next_import(services, tmp_path, monkeypatch):
+@pytest.mark.parametrize("place", ["folder", "bucket"])
+def test_a_file_that_a_killed_import_left_goes_with_the_next_import(services, tmp_path, monkeypatch, request, place):
+    folder = str(tmp_path) if place == "folder" else f"{request.getfixturevalue('bucket')}/import"
+    system, root = fsspec.url_to_fs(folder)
     content = stage.Content(["a"], ["t"], [""], [1.0], [""], np.eye(1, 4, dtype=np.float32))
     read = []
-    monkeypatch.setattr(Store, "bulk_import", lambda store, name, path: read.append(path.name))
-    left = [tmp_path / f"{name}.parquet" for name in ("mrse_v1_gone", "mrse_v2_whole", "mrse_v3_begun", "of_others")]
+    monkeypatch.setattr(Store, "bulk_import", lambda store, name, file: read.append(file))
+    left = [f"{root}/{name}.parquet" for name in ("mrse_v1_gone", "mrse_v2_whole", "mrse_v3_begun", "of_others")]
     for path in left:
-        path.touch()
+        system.touch(path)
     with opened(services) as store:
-        for path, state in zip(left[1:3], ("verified", "building"), strict=True):
-            store.create(path.stem, fake_shop.params_for(services).build_index, STAMP.with_(state=state))
-        stage._bulk_import(store, "mrse_v4_new", content, tmp_path, 10)
-    assert read == ["mrse_v4_new.parquet"]
-    assert sorted(tmp_path.glob("*.parquet")) == left[2:]
+        for name, state in (("mrse_v2_whole", "verified"), ("mrse_v3_begun", "building")):
+            store.create(name, fake_shop.params_for(services).build_index, STAMP.with_(state=state))
+        stage._bulk_import(store, "mrse_v4_new", content, folder, 10)
+    assert read == [f"{root}/mrse_v4_new.parquet" if place == "folder" else "import/mrse_v4_new.parquet"]
+    assert system.glob(f"{root}/*.parquet") == left[2:]
+
+
+@pytest.mark.parametrize(
+    ("folder", "why"),
+    [
+        ("nosuch://x", "build_index.bulk_folder: cannot open nosuch://x: Protocol not known"),
+        ("s3://no-such-bucket/x", "mrse_v4_new.parquet: cannot be written: The specified bucket does not exist"),
+        ("/dev/null/x", "mrse_v4_new.parquet: cannot be written: .*; build_index.bulk_folder names its place"),
+    ],
+)
+def test_a_place_for_bulk_import_that_cannot_be_written_is_one_error(services, bucket, folder, why):
+    content = stage.Content(["a"], ["t"], [""], [1.0], [""], np.eye(1, 4, dtype=np.float32))
+    with opened(services) as store, pytest.raises((DataError, IndexFailed), match=why):
+        stage._bulk_import(store, "mrse_v4_new", content, folder, 10)
 
 
 def test_a_half_filled_leftover_does_not_leak_rows(shop, services, monkeypatch):
