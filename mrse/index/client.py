@@ -273,10 +273,8 @@ class Store:
         while (found := self._translated("bulk import", state)).state != _DONE:
             if found.state in _IMPORT_FAILED or time.monotonic() >= give_up:
                 reason = found.failed_reason or "it is not done after 10 minutes"
-                raise ServiceError(
-                    f"Milvus at {self._uri}: bulk import of {parquet}: {reason}; build_index.bulk_folder must lie in the "
-                    "server's own storage"
-                )
+                place = "build_index.bulk_folder must lie in the server's own storage"
+                raise ServiceError(f"Milvus at {self._uri}: bulk import of {parquet}: {reason}; {place}")
             time.sleep(0.2)
         self._call("refresh_load", collection, timeout=_LOAD_SECONDS)  # else it shows nothing of what was imported
 
