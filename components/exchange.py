@@ -426,12 +426,8 @@ def _furnish(folder: Path, pipeline: Path, ordered: Plan, lock: str, remote: str
 def _materialise(pipeline: Path, commit: str, folder: Path, names: Sequence[str]) -> None:
     """Put files of the pipeline, as they were at a commit, into a folder."""
     if (pipeline / ".git").exists():
-        archive = subprocess.run(
-            ["git", "-C", str(pipeline), "archive", commit, *names], capture_output=True, check=False
-        )
-        if archive.returncode:
-            raise DataError(f"{pipeline}: {archive.stderr.decode().strip().splitlines()[-1]}")
-        subprocess.run(["tar", "-x", "-C", str(folder)], input=archive.stdout, check=True)
+        archive = _git(pipeline, "archive", commit, *names)
+        subprocess.run(["tar", "-x", "-C", str(folder)], input=archive, check=True)
         return
     if commit != _commit(pipeline):
         raise DataError(f"{pipeline} holds commit {_commit(pipeline)}, and the run is of {commit}: use its image")
@@ -442,12 +438,22 @@ def _materialise(pipeline: Path, commit: str, folder: Path, names: Sequence[str]
             shutil.copy(pipeline / name, folder / name)
 
 
+def _git(pipeline: Path, *arguments: str) -> bytes:
+    try:
+        done = subprocess.run(["git", "-C", str(pipeline), *arguments], capture_output=True, check=False)
+    except FileNotFoundError:
+        raise DataError(f"{pipeline} is a git checkout, and git is not installed") from None
+    if done.returncode:
+        said = (done.stderr.decode().strip() or f"git ended with {done.returncode}").splitlines()
+        raise DataError(f"{pipeline}: {next((line for line in said if line.startswith('fatal: ')), said[-1])}")
+    return done.stdout
+
+
 def _commit(pipeline: Path) -> str:
     if not (pipeline / "dvc.yaml").is_file():
         raise DataError(f"{pipeline} holds no pipeline: there is no dvc.yaml")
     if (pipeline / ".git").exists():
-        head = ["git", "-C", str(pipeline), "rev-parse", "HEAD"]
-        return subprocess.run(head, capture_output=True, text=True, check=True).stdout.strip()
+        return _git(pipeline, "rev-parse", "HEAD").decode().strip()
     commit = os.environ.get("MRSE_COMMIT")
     if not commit:
         raise DataError(f"{pipeline} is no git checkout, and MRSE_COMMIT does not say of which commit it is")

@@ -190,6 +190,15 @@ def test_an_image_of_another_commit_is_refused(pipeline: Path, monkeypatch: pyte
         run("first", pipeline, ordered)
 
 
+def test_a_checkout_that_git_refuses_is_one_line(pipeline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "true")  # as of a checkout copied into an image
+    with pytest.raises(DataError, match=r"fatal: detected dubious ownership in repository at '.*'$"):
+        plan(pipeline, "2026-03-16")
+    monkeypatch.setenv("PATH", str(pipeline))
+    with pytest.raises(DataError, match=r"is a git checkout, and git is not installed$"):
+        plan(pipeline, "2026-03-16")
+
+
 def test_two_runs_at_once_do_no_harm(pipeline: Path) -> None:
     def both(seed: int) -> Result:
         ordered = plan(pipeline, "2026-03-16", overrides={"train.seed": seed})
