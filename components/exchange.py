@@ -490,12 +490,13 @@ def _environment(folder: Path, pipeline: Path, ordered: Plan) -> dict[str, str]:
 
 def _repro(stage: str, folder: Path, ordered: Plan) -> list[list[str]]:
     """The commands of DVC that run a stage, or bring its outputs from the cache."""
-    if not ordered.force:
-        return [["repro", "--single-item", "--pull", stage]]
-    print(f"{stage}: run anew, because {ordered.force}", file=sys.stderr)
-    # A stage that is forced pulls nothing by itself.
+    # `repro --pull` would pull its inputs one after another, and read the whole pipeline anew for each.
     inputs = [path for path in spec.stages(folder)[stage].reads if not (folder / path).exists()]
-    return [*([["pull", *inputs]] if inputs else []), ["repro", "--single-item", "--force", stage]]
+    pull = [["pull", *inputs]] if inputs else []
+    if not ordered.force:
+        return [*pull, ["repro", "--single-item", "--pull", stage]]
+    print(f"{stage}: run anew, because {ordered.force}", file=sys.stderr)
+    return [*pull, ["repro", "--single-item", "--force", stage]]
 
 
 def _dvc(task: str, folder: Path, environment: Mapping[str, str], *commands: Sequence[str]) -> None:
@@ -536,7 +537,7 @@ def _reason(task: str, what: str, code: int, tail: Sequence[str], folder: Path) 
     errors = [line.removeprefix("ERROR: ") for line in tail if line.startswith("ERROR: ")]
     of_stage = [int(found[1]) for error in errors if (found := _STAGE_ENDED.search(error))]
     if errors and not of_stage:
-        return f"{errors[0]} (DVC remote: {_remote(folder)})"
+        return f"{errors[0]}{_listed(tail, errors[0])} (DVC remote: {_remote(folder)})"
     ended = [*of_stage, code][0]
     by_signal = -ended if ended < 0 else ended - _SHELL_SIGNAL
     if 0 < by_signal <= signal.SIGRTMAX:
@@ -545,6 +546,13 @@ def _reason(task: str, what: str, code: int, tail: Sequence[str], folder: Path) 
     if _RAISED in said:
         return f"{task}: {said[-1]}"
     return [f"{task}: {what} ended with {code}", *(line for line in said if line.startswith(f"{task}: "))][-1]
+
+
+def _listed(tail: Sequence[str], error: str) -> str:
+    """What DVC lists, one a line, below an error that ends in a colon."""
+    below = tail[tail.index(f"ERROR: {error}") + 1 :] if error.endswith(":") else ()
+    names = list(itertools.takewhile(lambda line: line and not line.startswith(("Is your cache", "ERROR: ")), below))
+    return f" {', '.join(names)}" if names else ""
 
 
 def _remote(folder: Path) -> str:

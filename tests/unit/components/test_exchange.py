@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -224,6 +225,15 @@ def test_an_unreachable_remote_is_one_message_that_names_it(pipeline: Path, remo
         run_stage("first", pipeline, plan(pipeline, "2026-03-16"), [], remote)
     assert str(failed.value).endswith(f"(DVC remote: {remote.replace('me:secret@', '')})")
     assert len(str(failed.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("force", ["", "a test"])
+def test_files_that_are_gone_from_the_remote_are_named(pipeline: Path, force: str) -> None:
+    ordered = plan(pipeline, "2026-03-16", force=force)
+    first = run("first", pipeline, ordered)
+    shutil.rmtree(pipeline.parent / "remote")
+    with pytest.raises(ExchangeFailed, match=r"for following targets: out/first\.txt \(DVC remote: .*/remote\)$"):
+        run("second", pipeline, ordered, first)
 
 
 @pytest.mark.parametrize(
