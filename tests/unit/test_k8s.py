@@ -16,6 +16,7 @@ from components.spec import component, stages
 K8S = Path(__file__).parents[2] / "k8s"
 OVERLAYS = sorted(path.name for path in (K8S / "overlays").iterdir())
 VERSIONS = ("1.29.0", "1.37.0")
+WHOLE = "mrse-daily"  # the night in one pod
 
 
 def rendered(overlay: str) -> list[dict[str, Any]]:
@@ -67,6 +68,16 @@ def test_a_stage_may_do_little_and_reach_little(overlay: str) -> None:
     assert not any("secrets" in rule["resources"] for rule in rules)
 
 
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_who_works_on_the_index_and_nobody_else_reaches_milvus(overlay: str) -> None:
+    policies = [thing["spec"] for thing in rendered(overlay) if thing["kind"] == "NetworkPolicy"]
+    (milvus,) = [policy for policy in policies if "19530" in json.dumps(policy)]
+    (names,) = milvus["podSelector"]["matchExpressions"]
+    entries = yaml.safe_load((K8S.parent / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    works = [name for name, entry in entries.items() if "services.milvus_uri" in entry["params"]]
+    assert names == {"key": "app.kubernetes.io/name", "operator": "In", "values": [*works, WHOLE]}
+
+
 def test_the_pod_of_a_stage_passes_the_restricted_standard() -> None:
     assert pod()["metadata"]["namespace"] == "mrse"
     spec = pod()["spec"]
@@ -99,7 +110,7 @@ def test_the_pod_of_a_night_is_that_of_a_stage_with_the_parameters() -> None:
     params = next(thing for thing in things if thing["metadata"]["name"].startswith("mrse-params-"))
     assert params["data"]["params.yaml"] == (K8S.parent / "params.yaml").read_text(encoding="utf-8")
     template = next(thing for thing in things if thing["kind"] == "CronJob")["spec"]["jobTemplate"]["spec"]["template"]
-    assert template["metadata"]["labels"] == pod()["metadata"]["labels"]
+    assert template["metadata"]["labels"] == pod()["metadata"]["labels"] | {"app.kubernetes.io/name": WHOLE}
     night, stage = template["spec"], pod()["spec"]
     stage["volumes"].append({"name": "params", "configMap": {"name": params["metadata"]["name"]}})
     (container,) = stage["containers"]

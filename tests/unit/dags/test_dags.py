@@ -260,6 +260,8 @@ def test_a_process_may_print_after_it_has_handed_on(tmp_path: Path) -> None:
 def test_the_pod_of_a_stage_is_one_that_its_namespace_takes(tmp_path: Path) -> None:
     pod = load(tmp_path, BUILD, MRSE_RUNNER="kubernetes")
     assert pod["metadata"]["namespace"] == "mrse"
+    assert pod["metadata"]["labels"]["app.kubernetes.io/component"] == "stage"
+    assert pod["metadata"]["labels"]["app.kubernetes.io/name"] == "train"
     spec = pod["spec"]
     assert spec["securityContext"]["runAsNonRoot"]
     assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
