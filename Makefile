@@ -13,7 +13,7 @@ BUILD_IMAGE ?= podman build
 REGISTRY ?= localhost
 COMMIT := $(shell git rev-parse HEAD 2>/dev/null)
 TAG ?= $(shell git rev-parse --short HEAD 2>/dev/null)
-# DVC's plugin for the remote that pods reach, such as dvc-s3; empty: a folder on a volume.
+# DVC's plugin for an object store, such as dvc-s3, which brings fsspec's too; empty: all lies in folders.
 DVC_PLUGIN ?=
 BUILD_BASE = $(BUILD_IMAGE) --build-arg COMMIT=$(COMMIT) --build-arg VERSION=$(TAG) --build-arg DVC_PLUGIN=$(DVC_PLUGIN) \
 	-f components/Dockerfile

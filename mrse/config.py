@@ -467,6 +467,7 @@ class VerifyConfig(Section):
 
 
 # Per index type: the parameters it takes when built and when searched, with their defaults.
+BUCKETS = ("s3", "gs", "az", "abfs")  # schemes of object stores that a Milvus server may keep its files in
 INDEX_PARAMETERS: dict[str, dict[str, dict[str, int]]] = {
     "HNSW": {"build": {"M": 16, "efConstruction": 200}, "search": {"ef": 128}},
     "IVF_FLAT": {"build": {"nlist": 128}, "search": {"nprobe": 16}},
@@ -491,6 +492,13 @@ class IndexConfig(Section):
     shard_items: Positive = 4096
     device: Device = "auto"  # for embedding
     verify: VerifyConfig = VerifyConfig()
+
+    @field_validator("bulk_folder")
+    @classmethod
+    def _folder_or_prefix(cls, folder: str | None) -> str | None:
+        if folder is not None and ("::" in folder or ("://" in folder and folder.split("://")[0] not in BUCKETS)):
+            raise ValueError(f"{folder} is neither a folder nor a prefix in a bucket ({'://, '.join(BUCKETS)}://)")
+        return folder
 
     @model_validator(mode="before")
     @classmethod

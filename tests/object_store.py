@@ -21,6 +21,7 @@ def object_store(address: str = "127.0.0.1") -> Iterator[dict[str, str]]:
     server = ThreadedMotoServer(ip_address=address, port=0)
     server.start()
     url = "http://{}:{}".format(*server.get_host_and_port())
+    urllib.request.urlopen(f"{url}/moto-api/reset", data=b"").close()  # what an earlier one in this process has left
     try:
         found = {
             "AWS_ENDPOINT_URL": url,
@@ -32,7 +33,6 @@ def object_store(address: str = "127.0.0.1") -> Iterator[dict[str, str]]:
         fsspec.filesystem("s3", **client, skip_instance_cache=True).mkdir(BUCKET)
         yield found
     finally:
-        urllib.request.urlopen(f"{url}/moto-api/reset", data=b"").close()  # its servers share what they hold
         server.stop()
 
 

@@ -248,7 +248,7 @@ def _first_bytes(system: AbstractFileSystem, path: str) -> bytes:
     try:
         data: bytes = system.cat_file(path, start=0, end=MAX_BYTES + 1)
     except OSError as error:
-        if error.errno != errno.EINVAL or system.size(path):
+        if error.errno != errno.EINVAL or system.size(path) != 0:
             raise
         return b""  # S3 has no range of an empty object
     return data

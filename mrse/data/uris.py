@@ -12,7 +12,7 @@ from fsspec.spec import AbstractFileSystem
 
 from mrse.errors import DataError
 
-# No OSErrors: no credentials, no connection, no permission.
+# Errors of the packages behind fsspec that are no OSErrors: no credentials, no connection, no permission.
 _FOREIGN_ERRORS = (
     ("aiohttp", "ClientError"),
     ("azure.core.exceptions", "AzureError"),
@@ -71,8 +71,12 @@ def local_archive(uri: str) -> tuple[Path, str] | None:
     return archive, inner.removeprefix("zip://").strip("/")
 
 
-def read_errors() -> tuple[type[Exception], ...]:
-    """What a failed read or write through fsspec raises; the packages behind it let errors of their own through."""
+def store_errors() -> tuple[type[Exception], ...]:
+    """What a file system behind fsspec raises where it cannot be reached, read or written."""
     loaded = [(sys.modules.get(module), name) for module, name in _FOREIGN_ERRORS]
-    foreign: tuple[type[Exception], ...] = tuple(getattr(module, name) for module, name in loaded if module)
-    return (OSError, ImportError, EOFError, ValueError, zipfile.BadZipFile, zlib.error, *foreign)
+    return (OSError, *(getattr(module, name, OSError) for module, name in loaded if module))
+
+
+def read_errors() -> tuple[type[Exception], ...]:
+    """What a failed read through fsspec raises: `store_errors`, a package that is missing, a damaged archive."""
+    return (ImportError, EOFError, ValueError, zipfile.BadZipFile, zlib.error, *store_errors())

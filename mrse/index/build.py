@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from mrse.config import IndexConfig, Params
 from mrse.data.contract import SnapshotMeta, read_items, read_meta
-from mrse.data.uris import local_path, open_system, read_errors, resolve
+from mrse.data.uris import open_system, resolve, store_errors
 from mrse.device import pick
 from mrse.errors import DataError, IndexFailed
 from mrse.index.client import PREFIX, TEXT_BYTES, Stamp, Store, check_served, opened
@@ -110,7 +110,7 @@ def build(params: Params, workspace: Path) -> dict[str, Any]:
     services = params.services.under(workspace)
     check_served(services, params.build_index)
     if params.build_index.bulk_folder is not None:
-        _bulk_place(params.build_index.bulk_folder)  # an error of the address, before all is embedded
+        _bulk_place(params.build_index.bulk_folder)  # a package that it lacks is told before all is embedded
     encoder, device = _load(workspace, challenger), pick(params.build_index.device)
     retriever = encoder.to(device)
     cache_dir = Path(services.cache_dir)
@@ -200,37 +200,37 @@ def _batches(content: Content, name: str, batch_size: int) -> Iterator[int]:
 
 def _bulk_import(store: Store, name: str, content: Content, folder: str, batch_size: int) -> None:
     """Write the rows as a file that the server reads, and delete it, with those that killed builds left."""
-    system, root, is_local = _bulk_place(folder)
+    system, root, is_bucket = _bulk_place(folder)
     path = f"{root}/{name}.parquet"
     try:
-        if is_local:
+        if not is_bucket:
             system.makedirs(root, exist_ok=True)
         _sweep(store, system, root)
         with system.open(path, "wb") as raw, pq.ParquetWriter(raw, _COLUMNS) as file:
             for start in _batches(content, name, batch_size):
                 file.write_table(pa.Table.from_pylist(content.rows(start, start + batch_size), _COLUMNS))
-        store.bulk_import(name, path if is_local else path.partition("/")[2])  # a key has no bucket before it
-    except read_errors() as error:
+        store.bulk_import(name, path.partition("/")[2] if is_bucket else path)  # a key has no bucket before it
+    except store_errors() as error:
         raise IndexFailed(f"{path}: cannot be written: {error}; build_index.bulk_folder names its place") from None
     finally:
-        with contextlib.suppress(*read_errors()):
+        with contextlib.suppress(*store_errors()):
             system.rm_file(path)
 
 
 def _bulk_place(folder: str) -> tuple[AbstractFileSystem, str, bool]:
-    """The file system, the folder on it, and whether that is one of this machine."""
-    uri = resolve(folder, Path.cwd())
-    return *open_system(uri, "build_index.bulk_folder"), local_path(uri) is not None
+    """The file system, the folder on it, and whether it is in a bucket."""
+    return *open_system(resolve(folder, Path.cwd()), "build_index.bulk_folder"), "://" in folder
 
 
 def _sweep(store: Store, system: AbstractFileSystem, root: str) -> None:
     """Delete the files of collections that nobody is building: another build's file is being read."""
     stamps = store.collections()
-    for path in system.glob(f"{root}/{PREFIX}*.parquet"):
-        stamp = stamps.get(PurePosixPath(path).stem)
-        if stamp is None or stamp.state != "building":
+    for path in map(PurePosixPath, system.find(root, maxdepth=1)):
+        stamp = stamps.get(path.stem)
+        ours = path.name.startswith(PREFIX) and path.suffix == ".parquet"
+        if ours and (stamp is None or stamp.state != "building"):
             with contextlib.suppress(FileNotFoundError):
-                system.rm_file(path)
+                system.rm_file(str(path))
 
 
 def check(content: Content, dim: int) -> None:

@@ -273,8 +273,10 @@ class Store:
         while (found := self._translated("bulk import", state)).state != _DONE:
             if found.state in _IMPORT_FAILED or time.monotonic() >= give_up:
                 reason = found.failed_reason or "it is not done after 10 minutes"
-                place = "build_index.bulk_folder must lie in the server's own storage"
-                raise ServiceError(f"Milvus at {self._uri}: bulk import of {parquet}: {reason}; {place}")
+                raise ServiceError(
+                    f"Milvus at {self._uri}: bulk import of {parquet}: {reason} (a file that it does not find: "
+                    "build_index.bulk_folder must lie in its own storage)"
+                )
             time.sleep(0.2)
         self._call("refresh_load", collection, timeout=_LOAD_SECONDS)  # else it shows nothing of what was imported
 

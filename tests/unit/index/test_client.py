@@ -212,6 +212,8 @@ def test_a_lease_is_held_released_and_taken_over_from_the_dead(tmp_path):
         ({"type": "HNSW", "search": {"nprobe": 4}}, "search: HNSW takes ef, got nprobe"),
         ({"build": {"M": 0, "efConstruction": 8}}, "build_index.build.M"),
         ({"type": "ANNOY"}, "build_index.type"),
+        ({"bulk_folder": "http://host/x"}, "bulk_folder: .*http://host/x is neither a folder nor a prefix in a bucket"),
+        ({"bulk_folder": "zip://a::s3://bucket/x.zip"}, "is neither a folder nor a prefix in a bucket"),
     ],
 )
 def test_index_parameters_must_fit_the_type(raw, message):
