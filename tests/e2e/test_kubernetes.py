@@ -3,7 +3,15 @@
 Images are the commit's own: one that can run every stage (`make pipeline-image`), and for the slow tests those of
 `make images`. Pods hand data on through a DVC remote in an object store; that, Milvus and MLflow are servers outside
 the cluster. The cluster is that of `shared/kube`, beside the repository; where it cannot be had, that is no
-fault of MRSE's, and the tests are skipped.
+fault of MRSE's, and the tests are skipped. Another one, which nobody else uses, since its nodes are made unschedulable
+and the namespace `mrse` is deleted, is named by the environment:
+
+| variable | what |
+|---|---|
+| `MRSE_TEST_KUBECONFIG` | its administrator's kubeconfig |
+| `MRSE_TEST_HOST` | this machine's address as its pods see it |
+| `MRSE_TEST_REGISTRY` | where it finds the commit's images, made with `DVC_PLUGIN=dvc-s3` |
+| `MRSE_TEST_MILVUS_URI` | a Milvus server that its pods reach; default: that of `shared/kube` on `MRSE_TEST_HOST` |
 """
 
 from __future__ import annotations
@@ -30,14 +38,18 @@ pytest.importorskip("airflow", reason="Airflow is not installed: pip install -c 
 from tests.e2e.airflow import Airflow, missing, wait
 
 KUBE = ROOT.parent / "shared" / "kube"
+GIVEN = os.environ.get("MRSE_TEST_KUBECONFIG", "")
+NO_CLUSTER = "there is no ../shared/kube/cluster to run pods on, nor does MRSE_TEST_KUBECONFIG name one"
 pytestmark = [
-    pytest.mark.skipif(not (KUBE / "cluster").is_file(), reason="there is no ../shared/kube/cluster to run pods on"),
-    pytest.mark.skipif(os.geteuid() != 0, reason="../shared/kube/cluster wants root"),
+    pytest.mark.skipif(not GIVEN and not (KUBE / "cluster").is_file(), reason=NO_CLUSTER),
+    pytest.mark.skipif(not GIVEN and os.geteuid() != 0, reason="../shared/kube/cluster wants root"),
     pytest.mark.skipif(missing() != "", reason=f"not installed: {missing()}"),
     pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed"),
 ]
 
-HOST = "10.213.0.1"  # this machine, as pods see it
+HOST = os.environ.get("MRSE_TEST_HOST", "10.213.0.1")  # this machine, as pods see it
+REGISTRY = os.environ.get("MRSE_TEST_REGISTRY", "localhost")
+MILVUS = os.environ.get("MRSE_TEST_MILVUS_URI", "") if GIVEN else ""
 MLFLOW_PORT = 5000
 USER = 10001  # of the images
 STAGES = list(yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"])
@@ -54,20 +66,18 @@ class Cluster:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        for command in ("install", "build", "up", "base-image"):
-            lent("cluster", command)
-        told = run("bash", "-c", f'eval "$({KUBE}/cluster env)" && echo "$KUBECONFIG" && echo "$CONTAINERS_CONF"')
-        config, containers = told.split()
-        self.env = os.environ | {"KUBECONFIG": config, "CONTAINERS_CONF": containers}
+        self.env = os.environ | ({"KUBECONFIG": GIVEN} if GIVEN else borrowed())
         self.tag = run("git", "-C", ROOT, "rev-parse", "--short", "HEAD").strip()
-        self.pipeline_image = f"localhost/mrse-pipeline:{self.tag}"
-        self.images = {stage: f"localhost/mrse-{stage.replace('_', '-')}:{self.tag}" for stage in STAGES}
+        self.pipeline_image = f"{REGISTRY}/mrse-pipeline:{self.tag}"
+        self.images = {stage: f"{REGISTRY}/mrse-{stage.replace('_', '-')}:{self.tag}" for stage in STAGES}
 
     def kubectl(self, *arguments: str, given: str | None = None) -> str:
         return run("kubectl", "-n", "mrse", *arguments, env=self.env, given=given)
 
     def build(self, target: str, images: set[str]) -> None:
-        """Make and load the commit's images that are not there."""
+        """Make and load the commit's images that are not there; a given cluster has them in its registry."""
+        if GIVEN:
+            return
         exists = [subprocess.run(["podman", "image", "exists", image], env=self.env, check=False) for image in images]
         if any(done.returncode for done in exists):
             checkout = self.folder / target
@@ -86,16 +96,13 @@ class Cluster:
         Args:
             store: the variables by which pods find the object store, keys included.
         """
-        shared = self.folder / "claim"
-        shared.mkdir()
-        os.chown(shared, USER, USER)
-        self.kubectl("apply", "-f", "-", given=yaml.safe_dump_all([namespace(), volume(shared)]))
+        self.kubectl("apply", "-f", "-", given=yaml.safe_dump_all([namespace(), *([] if GIVEN else [self.volume()])]))
         rendered = run("kubectl", "kustomize", ROOT / "k8s" / "overlays" / "dev")
         old = ("NetworkPolicy", "CronJob", "PodDisruptionBudget")  # batch/v1, policy/v1: newer than this cluster
         things = [thing for thing in yaml.safe_load_all(rendered) if thing["kind"] not in old]
         self.kubectl("apply", "-f", "-", given=yaml.safe_dump_all(things))
         services = {
-            "MRSE_MILVUS_URI": f"http://{HOST}:19530",
+            "MRSE_MILVUS_URI": MILVUS or f"http://{HOST}:19530",
             "MLFLOW_TRACKING_URI": f"http://{HOST}:{MLFLOW_PORT}",
             "MRSE_DVC_REMOTE": f"s3://{BUCKET}/dvc",
         }
@@ -105,6 +112,24 @@ class Cluster:
         self.kubectl("patch", "configmap", "mrse-services", "--patch", json.dumps({"data": services}))
         literals = [f"--from-literal={name}={value}" for name, value in secrets.items()]
         self.kubectl("create", "secret", "generic", "mrse-services", *literals)
+
+    def volume(self) -> dict[str, Any]:
+        """What the claim is bound to where no volume is made by itself."""
+        shared = self.folder / "claim"
+        shared.mkdir()
+        os.chown(shared, USER, USER)
+        spec = {"capacity": {"storage": "20Gi"}, "accessModes": ["ReadWriteOnce"], "hostPath": {"path": str(shared)}}
+        return {"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": "mrse-state"}, "spec": spec}
+
+    @contextmanager
+    def cordoned(self) -> Iterator[None]:
+        """Every node is unschedulable."""
+        nodes = self.kubectl("get", "nodes", "-o", "name").split()
+        self.kubectl("cordon", *nodes)
+        try:
+            yield
+        finally:
+            self.kubectl("uncordon", *nodes)
 
     def pod(self, stage: str) -> str:
         """The name of the pod that runs a stage."""
@@ -167,6 +192,22 @@ def lent(script: str, *arguments: str) -> None:
         )
 
 
+def borrowed() -> dict[str, str]:
+    """Start the cluster of `shared/kube`; the variables by which it is found."""
+    for command in ("install", "build", "up", "base-image"):
+        lent("cluster", command)
+    told = run("bash", "-c", f'eval "$({KUBE}/cluster env)" && echo "$KUBECONFIG" && echo "$CONTAINERS_CONF"')
+    return dict(zip(("KUBECONFIG", "CONTAINERS_CONF"), told.split(), strict=True))
+
+
+def down() -> None:
+    """End what the tests have made, also where it never came up whole."""
+    if GIVEN:
+        run("kubectl", "delete", "namespace", "mrse", "--ignore-not-found", env=os.environ | {"KUBECONFIG": GIVEN})
+    else:
+        subprocess.run([KUBE / "cluster", "down"], capture_output=True, check=False)
+
+
 def run(*command: Any, env: dict[str, str] | None = None, given: str | None = None, cwd: Path | None = None) -> str:
     words = [str(word) for word in command]
     done = subprocess.run(words, env=env, cwd=cwd, input=given, capture_output=True, text=True, check=False)
@@ -176,11 +217,6 @@ def run(*command: Any, env: dict[str, str] | None = None, given: str | None = No
 
 def namespace() -> dict[str, Any]:
     return {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "mrse"}}
-
-
-def volume(folder: Path) -> dict[str, Any]:
-    spec = {"capacity": {"storage": "20Gi"}, "accessModes": ["ReadWriteOnce"], "hostPath": {"path": str(folder)}}
-    return {"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": "mrse-state"}, "spec": spec}
 
 
 @contextmanager
@@ -202,6 +238,9 @@ def mlflow(folder: Path) -> Iterator[None]:
 @contextmanager
 def milvus() -> Iterator[None]:
     """A Milvus server that pods reach."""
+    if MILVUS:
+        yield
+        return
     for command in (["install"], ["clean"], ["up", "19530", HOST]):
         lent("milvus", *command)
     try:
@@ -219,7 +258,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
             made.furnish(store)
             yield made
     finally:
-        subprocess.run([KUBE / "cluster", "down"], capture_output=True, check=False)  # also what never came up whole
+        down()
 
 
 @pytest.fixture(scope="module")
@@ -271,9 +310,8 @@ def test_a_day_meets_what_befalls_pods_and_still_goes_live(cluster: Cluster, pod
     told["killed"] = pods.meets("troubled", "train")
 
     pods.until("troubled", lambda: cluster.runs("train"))
-    cluster.kubectl("cordon", "mrse")
-    told["node"] = pods.meets("troubled", "gate")
-    cluster.kubectl("uncordon", "mrse")
+    with cluster.cordoned():
+        told["node"] = pods.meets("troubled", "gate")
 
     states = pods.finished("troubled")
     print(json.dumps(told, indent=1))

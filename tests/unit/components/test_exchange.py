@@ -21,9 +21,6 @@ import yaml
 from components import exchange, spec
 from components.exchange import ExchangeFailed, Plan, Result, current, merged, plan, run_day, run_stage
 from mrse.errors import ConfigError, DataError
-from tests.object_store import bucket
-
-__all__ = ["bucket"]
 
 # `count` writes how often it ran into the shared home, so that a run which should not happen is seen.
 PIPELINE = """

@@ -16,9 +16,6 @@ from PIL import Image
 from mrse.data import images
 from mrse.data.images import ImageProblem, ImageStore, as_image_root, decode
 from mrse.errors import DataError
-from tests.object_store import bucket
-
-__all__ = ["bucket"]
 
 PIXELS = 1_000_000
 

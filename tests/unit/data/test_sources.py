@@ -19,9 +19,6 @@ from mrse.data import contract, sources
 from mrse.data.contract import SnapshotMeta, read_items, read_judgments
 from mrse.data.images import ImageStore, decode
 from mrse.errors import DataError
-from tests.object_store import bucket
-
-__all__ = ["bucket"]
 
 END = datetime(2026, 3, 15, tzinfo=UTC)
 START = END - timedelta(days=3)

@@ -13,10 +13,7 @@ from mrse.index.filters import UNKNOWN_PRICE
 from mrse.jsonfile import read_json, write_json
 from mrse.model.arrays import HistoryBank
 from tests import fake_shop
-from tests.object_store import bucket
 from tests.unit.index.test_client import STAMP
-
-__all__ = ["bucket"]
 
 
 def run(shop, services, **sections):
