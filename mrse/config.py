@@ -466,8 +466,8 @@ class VerifyConfig(Section):
     keep_failed: bool = False
 
 
-# Per index type: the parameters it takes when built and when searched, with their defaults.
 BUCKETS = ("s3", "gs", "az", "abfs")  # schemes of object stores that a Milvus server may keep its files in
+# Per index type: the parameters it takes when built and when searched, with their defaults.
 INDEX_PARAMETERS: dict[str, dict[str, dict[str, int]]] = {
     "HNSW": {"build": {"M": 16, "efConstruction": 200}, "search": {"ef": 128}},
     "IVF_FLAT": {"build": {"nlist": 128}, "search": {"nprobe": 16}},
